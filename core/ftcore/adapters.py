@@ -1,0 +1,149 @@
+"""The adapter as the core sees it: what was injected, what of it trains, and how it is kept and given back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ftcore.declaring import nearest
+from ftcore.discovery import Hooks
+from ftcore.errors import FtcoreError, Refused
+from ftcore.hooks import Adapter, Data, Loaded, Run
+from ftcore.seeds import seeded
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+CONFIG_FILE, TENSOR_FILE = "adapter_config.json", "adapter_model.safetensors"
+
+
+@dataclass(frozen=True)
+class Injected:
+    """A model with its adapter in place; `names` are the state-dict entries that the base did not bring, or that train."""
+
+    model: nn.Module
+    names: tuple[str, ...]
+
+    @property
+    def trainable(self) -> int:
+        """Numbers that training changes."""
+        return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+
+    @property
+    def total(self) -> int:
+        """Numbers in the model, adapter included."""
+        return sum(p.numel() for p in self.model.parameters())
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The modules that hold something trainable."""
+        return tuple(
+            name
+            for name, module in self.model.named_modules()
+            if any(p.requires_grad for p in module.parameters(recurse=False))
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The adapter as it trains, by state-dict name."""
+        state = self.model.state_dict()
+        return {name: state[name] for name in self.names}
+
+
+def inject(hooks: Hooks, run: Run, loaded: Loaded, data: Data | None, steps: int) -> Injected:
+    """Each method's adapter in the order named, on a frozen base; what any of them made trainable trains in float32."""
+    base = list(_everything(loaded.model))
+    model, wanted = loaded.model, set[int]()
+    for chosen in hooks.methods:
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+        with seeded(run.settings.seed, "inject", chosen.name):
+            model = hooks.inject_adapter(run, chosen, model, loaded, data, steps)
+        made = {id(p) for p in model.parameters() if p.requires_grad}
+        if not made:
+            raise Refused(f"{chosen.label} left nothing to train in {type(loaded.model).__name__}; choose other parts")
+        wanted |= made
+    for parameter in model.parameters():
+        if id(parameter) in wanted:
+            parameter.data = parameter.data.float()
+            parameter.requires_grad_(True)
+    return Injected(model, _names(model, {id(tensor) for tensor in base}))
+
+
+def _everything(model: nn.Module) -> Sequence[Tensor]:
+    return [*model.parameters(), *model.buffers()]
+
+
+def _names(model: nn.Module, base: set[int]) -> tuple[str, ...]:
+    """Entries that are new or trainable; of tied ones the first name."""
+    seen: set[int] = set()
+    names = []
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if (tensor.requires_grad or id(tensor) not in base) and id(tensor) not in seen:
+            names.append(name)
+            seen.add(id(tensor))
+    return tuple(names)
+
+
+def give(injected: Injected, tensors: Mapping[str, Tensor]) -> None:
+    """The adapter's tensors hold the values of `tensors`; a missing, unexpected or misshapen one is refused by name."""
+    import torch
+
+    state = injected.model.state_dict()
+    wanted = set(injected.names)
+    for name in sorted(wanted ^ tensors.keys()):
+        problem = "lacks" if name in wanted else "holds an unexpected"
+        raise Refused(f"the saved adapter {problem} tensor '{name}'; it was made with other options or another version")
+    for name in injected.names:
+        if state[name].shape != tensors[name].shape:
+            shapes = f"{tuple(tensors[name].shape)}, and the model wants {tuple(state[name].shape)}"
+            raise Refused(f"tensor '{name}' of the saved adapter has shape {shapes}; the options differ from the run's")
+        with torch.no_grad():
+            state[name].copy_(tensors[name])
+
+
+def saved(hooks: Hooks, run: Run, injected: Injected) -> Adapter:
+    """The adapter in its method's published format, or under the core's own names; never a non-finite or empty one."""
+    adapter = hooks.save_adapter(run, injected.model)
+    adapter = adapter or Adapter({"ftcore_methods": [c.name for c in hooks.methods]}, injected.tensors())
+    if not adapter.tensors:
+        raise FtcoreError(f"{hooks.methods[0].label} returned no tensor from save_adapter; return what it trained")
+    return adapter
+
+
+def restore(hooks: Hooks, run: Run, injected: Injected, adapter: Adapter) -> None:
+    """The model answers as the one that `adapter` was saved from; a tensor nobody took is refused by name."""
+    taken = hooks.load_adapter(run, injected.model, adapter)
+    if taken is None:
+        give(injected, adapter.tensors)
+        return
+    ignored = sorted(adapter.tensors.keys() - taken)
+    if ignored:
+        raise Refused(f"{hooks.methods[0].label} has no place for tensor '{ignored[0]}' of the saved adapter")
+
+
+def select(parts: Mapping[str, tuple[str, ...]], roles: Sequence[str]) -> tuple[str, ...]:
+    """The module names that `roles` mean, in order: `attention` stands for every `attention.*`; an unmatched role is refused."""
+    chosen: dict[str, None] = {}
+    for role in roles:
+        matched = [names for key, names in parts.items() if key == role or key.startswith(f"{role}.")]
+        if not any(matched):
+            near = nearest(role, set(parts))
+            hint = f"did you mean '{near}'?" if near else f"it has {', '.join(sorted(parts))}"
+            raise Refused(f"the model has no part '{role}'; {hint}")
+        chosen.update(dict.fromkeys(name for names in matched for name in names))
+    return tuple(chosen)
+
+
+def matching(model: nn.Module, targets: Sequence[str]) -> tuple[str, ...]:
+    """The modules whose name is, or ends in, one of `targets`; a target that matches nothing is refused, whatever the others match."""
+    names = [name for name, _ in model.named_modules() if name]
+    chosen: dict[str, None] = {}
+    for target in targets:
+        matched = [name for name in names if name == target or name.endswith(f".{target}")]
+        if not matched:
+            near = nearest(target, {name.rpartition(".")[2] for name in names})
+            hint = f"did you mean '{near}'?" if near else "'ftcore plan' lists the modules"
+            raise Refused(f"no module of {type(model).__name__} is named '{target}'; {hint}")
+        chosen.update(dict.fromkeys(matched))
+    return tuple(chosen)

@@ -1,0 +1,84 @@
+"""ftcore for programs: the same path as the command line, with plugin names or instances."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ftcore.errors import FtcoreError as FtcoreError
+from ftcore.progress import Screen, Silent
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ftcore.hooks import Loaded
+    from ftcore.pipeline import Outcome
+    from ftcore.planning import Plan
+
+
+def run(*, screen: Screen | None = None, **keys: Any) -> Outcome:
+    """Train as `ftcore run` does; `keys` are those of a YAML file, plugins by name or as instances.
+
+    `ftcore.run(method="lora", task="causal", model="qwen", data="rows.jsonl", lora={"r": 16})`. Raises Refused
+    for what cannot be run as given and Interrupted when asked to stop, with everything saved.
+    """
+    from ftcore import config, pipeline
+
+    return pipeline.run(config.resolve(keys), screen or Silent())
+
+
+def plan(**keys: Any) -> Plan:
+    """What `run` with the same keys would do, computed without weights; its `refused` says why it would not."""
+    from ftcore import planning
+
+    return planning.plan(keys, Silent())
+
+
+def load(model: Any, task: Any = None, checkpoint: str | Path | None = None, **family: Any) -> Loaded:
+    """A base model with its tokenizer and parts; `family` are options of the model plugin, `task` chooses the head."""
+    from ftcore.discovery import bind, choose, declared_datum
+    from ftcore.hooks import Run
+    from ftcore.pipeline import load_model
+    from ftcore.settings import Settings
+    from ftcore.training import Core
+
+    chosen = choose("model", model, family)
+    head = declared_datum(choose("task", task, {}).plugin if task else None, "head")
+    settings = Settings(checkpoint=None if checkpoint is None else str(checkpoint))
+    hooks = bind([chosen], Core())
+    return load_model(hooks, Run(settings, "infer", head))
+
+
+def attach(directory: str | Path, **overrides: Any) -> Loaded:
+    """The base and the adapter of a finished run, together and in evaluation mode."""
+    from ftcore import pipeline
+
+    return pipeline.attach(Path(directory), "infer", lambda line: None, overrides).loaded
+
+
+def merge(directory: str | Path, *, output: str | Path, **overrides: Any) -> Path:
+    """A plain checkpoint in `output` that transformers loads without ftcore and that answers as the adapted model."""
+    from ftcore import merging
+
+    return merging.merge(Path(directory), Path(output), lambda line: None, overrides)
+
+
+def inject(module: nn.Module, *, method: Any, **options: Any) -> nn.Module:
+    """Any torch module with `method`'s adapter in place, its base frozen; address modules by name, not by part."""
+    from ftcore import adapters
+    from ftcore.discovery import bind, choose
+    from ftcore.hooks import Loaded, Run
+    from ftcore.settings import Settings
+    from ftcore.training import Core
+
+    hooks = bind([choose("method", method, options)], Core())
+    loaded = Loaded(module, None, {}, "", 0, 0)
+    return adapters.inject(hooks, Run(Settings(), "train", ""), loaded, None, 1).model
+
+
+def plugins() -> list[Mapping[str, str | None]]:
+    """Every installed plugin: kind, name, distribution, version and the error that keeps it from being used."""
+    from ftcore.discovery import listing
+
+    return listing()

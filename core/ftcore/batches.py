@@ -1,0 +1,223 @@
+"""Rows of tokens, laid end to end or padded, the order they come in, and the loss over what is supervised."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from itertools import pairwise
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+
+from ftcore.hooks import Batch, Loaded, Row
+from ftcore.seeds import permutation
+from ftcore.settings import Settings
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+IGNORED = -100
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class TokenRow:
+    """Tokens with their labels; `lengths` are the documents inside, which never look at each other.
+
+    `labels[i]` is the token that position i is, if the model is taught to predict it, else -100.
+    """
+
+    input_ids: np.ndarray[tuple[int], np.dtype[np.int32]]
+    labels: np.ndarray[tuple[int], np.dtype[np.int32]]
+    lengths: tuple[int, ...]
+    place: str
+
+    @property
+    def size(self) -> int:
+        """Tokens in the row."""
+        return len(self.input_ids)
+
+    def identity(self) -> bytes:
+        """The tokens, the labels and the borders."""
+        return self.input_ids.tobytes() + self.labels.tobytes() + repr(self.lengths).encode()
+
+    @property
+    def supervised(self) -> int:
+        """Tokens that the model is taught to predict; the first of a document has nothing to be predicted from."""
+        return int((self.targets != IGNORED).sum())
+
+    @property
+    def targets(self) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
+        """What each position predicts: the label of the next one, -100 at the end of each document."""
+        shifted = np.full_like(self.labels, IGNORED)
+        shifted[:-1] = self.labels[1:]
+        shifted[np.cumsum(self.lengths) - 1] = IGNORED
+        return shifted
+
+
+def token_row(input_ids: Sequence[int], labels: Sequence[int], place: str, lengths: Sequence[int] = ()) -> TokenRow:
+    """A row from plain lists; without `lengths` it is one document."""
+    ids, wanted = np.asarray(input_ids, dtype=np.int32), np.asarray(labels, dtype=np.int32)
+    return TokenRow(ids, wanted, tuple(lengths) or (len(ids),), place)
+
+
+def pack(rows: Sequence[TokenRow]) -> Batch:
+    """One batch of shape (1, tokens) without padding: positions start anew in every document.
+
+    Logits are asked for only where there is a target.
+    """
+    import torch
+
+    lengths = [length for row in rows for length in row.lengths]
+    targets = torch.from_numpy(np.concatenate([row.targets for row in rows]).astype(np.int64))
+    keep = torch.nonzero(targets != IGNORED).squeeze(1)
+    ends = torch.tensor(np.cumsum([0, *lengths]), dtype=torch.int32)
+    inputs = {
+        "input_ids": torch.from_numpy(np.concatenate([row.input_ids for row in rows]).astype(np.int64))[None],
+        "position_ids": torch.from_numpy(np.concatenate([np.arange(n) for n in lengths]))[None],
+        # A mask of four dimensions is handed on as it is: packed attention needs none, so none is built.
+        "attention_mask": torch.empty(1, 1, 0, 0),
+        "cu_seq_lens_q": ends,
+        "cu_seq_lens_k": ends,
+        "logits_to_keep": keep,
+    }
+    return Batch(inputs, {"labels": targets[keep]}, float(len(keep)), sum(lengths), tuple(r.place for r in rows))
+
+
+def pad(rows: Sequence[TokenRow], pad_id: int) -> Batch:
+    """One batch of shape (documents, longest document), padded on the right."""
+    import torch
+
+    parts = [part for row in rows for part in _documents(row)]
+    width = max(len(ids) for ids, _ in parts)
+    input_ids = torch.full((len(parts), width), pad_id)
+    attention = torch.zeros(len(parts), width, dtype=torch.long)
+    targets = torch.full((len(parts), width), IGNORED)
+    for index, (ids, wanted) in enumerate(parts):
+        input_ids[index, : len(ids)] = torch.from_numpy(ids.astype(np.int64))
+        attention[index, : len(ids)] = 1
+        targets[index, : len(ids)] = torch.from_numpy(wanted.astype(np.int64))
+    keep = torch.nonzero((targets != IGNORED).any(0)).squeeze(1)
+    inputs = {"input_ids": input_ids, "attention_mask": attention, "logits_to_keep": keep}
+    weight = float((targets != IGNORED).sum())
+    tokens = sum(row.size for row in rows)
+    return Batch(inputs, {"labels": targets[:, keep].reshape(-1)}, weight, tokens, tuple(r.place for r in rows))
+
+
+def _documents(row: TokenRow) -> Iterator[tuple[np.ndarray[tuple[int], np.dtype[np.int32]], ...]]:
+    for start, end in pairwise(np.cumsum([0, *row.lengths]).tolist()):
+        yield row.input_ids[start:end], row.targets[start:end]
+
+
+def token_loss(model: nn.Module, batch: Batch) -> Tensor:
+    """The sum of cross-entropies, in nats, over the supervised tokens of `batch`, computed in float32."""
+    from torch.nn.functional import cross_entropy
+
+    logits = model(**batch.inputs, use_cache=False).logits
+    logits = logits.reshape(-1, logits.shape[-1]).float()
+    return cross_entropy(logits, batch.targets["labels"], ignore_index=IGNORED, reduction="sum")
+
+
+def moved(batch: Batch, device: object) -> Batch:
+    """`batch` with its tensors on `device`."""
+    inputs = {name: tensor.to(device) for name, tensor in batch.inputs.items()}  # type: ignore[call-overload]
+    targets = {name: tensor.to(device) for name, tensor in batch.targets.items()}  # type: ignore[call-overload]
+    return Batch(inputs, targets, batch.weight, batch.tokens, batch.places)
+
+
+@dataclass(frozen=True)
+class Order:
+    """Which rows make up each step: a function of the sizes, the seed and the step, and of nothing else."""
+
+    sizes: Sequence[int]
+    seed: int
+    batch_size: int
+    batch_tokens: int | None
+    accumulate: int
+    by_length: bool = False
+
+    def epoch(self, epoch: int) -> list[list[list[int]]]:
+        """The steps of one epoch, each a list of micro-batches, each a list of row numbers."""
+        order = permutation(len(self.sizes), self.seed, "order", epoch)
+        if self.by_length:
+            order = self._sorted_in_windows(order)
+        batches = list(self._batches(order))
+        if self.by_length:
+            batches = [batches[i] for i in permutation(len(batches), self.seed, "batches", epoch)]
+        return [batches[i : i + self.accumulate] for i in range(0, len(batches), self.accumulate)]
+
+    def steps(self, epochs: int) -> int:
+        """Optimizer steps in that many epochs."""
+        if self.batch_tokens is None:
+            batches = -(-len(self.sizes) // self.batch_size)
+            return epochs * -(-batches // self.accumulate)
+        return sum(len(self.epoch(epoch)) for epoch in range(epochs))
+
+    def after(self, done: int) -> Iterator[list[list[int]]]:
+        """The micro-batches of step done+1, done+2, … without end."""
+        epoch = 0
+        while True:
+            steps = self.epoch(epoch)
+            yield from steps[done:] if done < len(steps) else ()
+            done, epoch = max(0, done - len(steps)), epoch + 1
+
+    def in_order(self) -> list[list[int]]:
+        """All rows once, as micro-batches, unshuffled: the order of an evaluation."""
+        return list(self._batches(list(range(len(self.sizes)))))
+
+    def _batches(self, order: list[int]) -> Iterator[list[int]]:
+        batch: list[int] = []
+        filled = 0
+        for index in order:
+            if batch and self._full(len(batch), filled, self.sizes[index]):
+                yield batch
+                batch, filled = [], 0
+            batch.append(index)
+            filled += self.sizes[index]
+        if batch:
+            yield batch
+
+    def _full(self, rows: int, tokens: int, more: int) -> bool:
+        return rows >= self.batch_size if self.batch_tokens is None else tokens + more > self.batch_tokens
+
+    def _sorted_in_windows(self, order: list[int]) -> list[int]:
+        """Rows of like length near each other, so that padding is small, without losing the shuffle."""
+        window = 64 * self.batch_size
+        parts = [order[i : i + window] for i in range(0, len(order), window)]
+        return [index for part in parts for index in sorted(part, key=lambda i: (self.sizes[i], i))]
+
+    @cached_property
+    def largest(self) -> int:
+        """Tokens in the largest micro-batch of the first epoch."""
+        return max((sum(self.sizes[i] for i in batch) for step in self.epoch(0) for batch in step), default=0)
+
+
+def digest(rows: Sequence[Row]) -> str:
+    """A fingerprint of the rows, in order."""
+    import hashlib
+
+    hashed = hashlib.sha256()
+    for row in rows:
+        hashed.update(row.identity())
+        hashed.update(b"\0row\0")
+    return hashed.hexdigest()
+
+
+def collator(loaded: Loaded, settings: Settings) -> Callable[[Sequence[TokenRow]], Batch]:
+    """How rows become a batch: packed where the family can, else padded to the longest."""
+    if not loaded.unpackable and settings.packing == "auto":
+        return pack
+    assert loaded.tokenizer is not None
+    pad_id = loaded.tokenizer.pad_token_id
+    return partial(pad, pad_id=0 if pad_id is None else pad_id)
+
+
+def held_out(training: Sequence[T], named: Sequence[T], settings: Settings) -> tuple[list[T], list[T]]:
+    """Training and held-out rows: those named, or a share of the training rows drawn by the seed."""
+    count = round(settings.eval_share * len(training))
+    if named or not count:
+        return list(training), list(named)
+    drawn = set(permutation(len(training), settings.seed, "held out")[:count])
+    kept = [row for i, row in enumerate(training) if i not in drawn]
+    return kept, [row for i, row in enumerate(training) if i in drawn]

@@ -1,0 +1,325 @@
+"""The command line: flags become the keys of a run, answers become text or JSON, refusals become exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ftcore.errors import FtcoreError, Refused
+
+if TYPE_CHECKING:
+    from ftcore.declaring import Option
+    from ftcore.progress import Screen
+
+NAMES = {"method": "METHOD[+METHOD]", "task": "TASK", "model": "FAMILY", "with": "EXTENSION"}
+QUIET = {
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TORCH_DEVICE_BACKEND_AUTOLOAD": "0",
+}
+
+
+def main() -> None:
+    """Run the command line and leave with the exit code that says how it ended."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore", FutureWarning)
+    try:
+        code = cli.main(standalone_mode=False)
+    except FtcoreError as stopped:
+        click.echo(f"ftcore: {stopped}", err=True)
+        code = stopped.exit_code
+    except click.ClickException as usage:
+        click.echo(f"ftcore: {usage.format_message()}", err=True)
+        code = Refused.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        code = 130
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="ftcore")
+def cli() -> None:
+    """Fine-tune transformer models through plugins.
+
+    ftcore run --method lora --task causal --model qwen
+    """
+
+
+class RunCommand(click.Command):
+    """A command whose flags are the core's settings and the options of the plugins that its arguments name."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """The arguments parsed with the flags of the plugins they name."""
+        ctx.meta["ftcore.dynamic"] = list(_flags(_named(args)))
+        return super().parse_args(ctx, args)
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """The fixed flags and those of the chosen plugins."""
+        return [*self.params, *ctx.meta.get("ftcore.dynamic", []), *filter(None, [self.get_help_option(ctx)])]
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The flags, grouped by what they are about."""
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record:
+                groups.setdefault(getattr(param, "section", "Plugins"), []).append(record)
+        for name, rows in groups.items():
+            with formatter.section(name):
+                formatter.write_dl(rows)
+
+
+class Flag(click.Option):
+    """A flag made from a declared option; its value stays text until the option's own validation."""
+
+    def __init__(self, option: Option, prefix: str, section: str) -> None:
+        key = f"{prefix}.{option.name}" if prefix else option.name
+        self.key, self.section = key, section
+        many = isinstance(option.default, tuple) and not prefix
+        super().__init__(
+            [f"--{key}" if prefix else f"--{key.replace('_', '-')}", key.replace(".", "__").replace("-", "_")],
+            help=_help(option),
+            metavar=option.kind,
+            multiple=many,
+            default=None,
+            **({"is_flag": False, "flag_value": "true"} if option.switch else {}),
+        )
+
+
+def _help(option: Option) -> str:
+    if option.required:
+        return f"{option.help}  [required]"
+    default = ",".join(map(str, option.default)) if isinstance(option.default, tuple) else option.default
+    return option.help if default in (None, "", False) else f"{option.help}  [{default}]"
+
+
+def _flags(named: Mapping[str, Sequence[str]]) -> Iterator[click.Parameter]:
+    from ftcore.declaring import declared
+    from ftcore.discovery import PLUGIN_KEYS, find
+    from ftcore.settings import Settings
+
+    for option in declared(Settings):
+        yield Flag(option, "", option.section)
+    for key, spelled in named.items():
+        for name in spelled:
+            offer = find(PLUGIN_KEYS[key], name)
+            for option in declared(offer.load()):
+                yield Flag(option, offer.name, f"{key} {offer.name}")
+
+
+def _named(args: Sequence[str]) -> dict[str, list[str]]:
+    """The plugins that the arguments, or the run file among them, name; the arguments win."""
+    flags = _peeked(args)
+    file = flags.get("config") or next((a for a in args[:1] if not a.startswith("-")), None)
+    keys: Mapping[str, object] = {}
+    if file:
+        from ftcore.config import read
+
+        keys = read(file)
+    named = {}
+    for key in NAMES:
+        given = flags.get(key) or keys.get(key) or ()
+        named[key] = given.split("+") if isinstance(given, str) else [str(one) for one in given]  # type: ignore[attr-defined]
+    return named
+
+
+def _peeked(args: Sequence[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for index, arg in enumerate(args):
+        name, _, value = arg.removeprefix("--").partition("=")
+        if arg.startswith("--") and name in (*NAMES, "config"):
+            given = value or (args[index + 1] if index + 1 < len(args) else "")
+            found[name] = f"{found[name]}+{given}" if name in found and name == "with" else given
+    return found
+
+
+def _plugin_flags(command: Callable[..., Any]) -> Callable[..., Any]:
+    for name, metavar in reversed(NAMES.items()):
+        command = click.option(f"--{name}", f"{name}_", metavar=metavar, help=_NAME_HELP[name])(command)
+    command = click.option("--config", "config_", metavar="FILE", help="YAML file or the ftcore.json of a run.")(command)
+    return click.argument("file", required=False, metavar="[RUN.yaml]")(command)
+
+
+_NAME_HELP = {
+    "method": "How to adapt the model; several are joined with +.",
+    "task": "What to teach it.",
+    "model": "The model family.",
+    "with": "An extension to act in this run; several are joined with +.",
+}
+
+
+def _keys(ctx: click.Context, file: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The run file's keys with the flags laid over them."""
+    from ftcore.config import read
+
+    chosen = file or given.get("config_")
+    keys = read(chosen) if chosen else {}
+    keys.update({name: given[f"{name}_"] for name in NAMES if given.get(f"{name}_")})
+    for param in ctx.meta["ftcore.dynamic"]:
+        value = ctx.params.get(param.name)
+        if value in (None, ()):
+            continue
+        plugin, _, option = param.key.rpartition(".")
+        if plugin:
+            keys[plugin] = {**(keys.get(plugin) or {}), option: value}
+        else:
+            keys[option] = list(value) if isinstance(value, tuple) else value
+    return keys
+
+
+@cli.command(cls=RunCommand)
+@_plugin_flags
+@click.pass_context
+def run(ctx: click.Context, file: str | None, **given: Any) -> None:
+    """Train an adapter; the same command again resumes it.
+
+    The flags of a plugin appear in this help once it is named, as in 'ftcore run --method lora --help'.
+    """
+    from ftcore import config
+
+    recipe = config.resolve(_keys(ctx, file, given))
+    screen = _screen()
+    screen.say(f"{recipe.title} in {recipe.output}")
+    from ftcore import pipeline
+
+    outcome = pipeline.run(recipe, screen)
+    for line in _summary(outcome):
+        click.echo(line)
+
+
+def _screen() -> Screen:
+    from ftcore.progress import screen_for
+
+    return screen_for(sys.stderr)
+
+
+def _summary(outcome: Any) -> Iterator[str]:
+    for name in ("loss", "perplexity", "bits_per_character"):
+        if name in outcome.metrics:
+            rows = f"{int(outcome.metrics['rows'])} held-out rows"
+            yield f"{name.replace('_', ' ')} on {rows}: {outcome.before[name]:.4f} before, {outcome.metrics[name]:.4f} after"
+    for sample in outcome.samples:
+        yield f"asked:   {sample['question']}"
+        yield f"  before: {_line(sample['before'])}"
+        yield f"  after:  {_line(sample['after'])}"
+    yield f"finished after {outcome.steps} steps; everything is in {outcome.output} (report.html shows the curves)"
+    yield f"next: ftcore chat {outcome.output}  ·  ftcore merge {outcome.output} --output OUT"
+
+
+def _line(text: str) -> str:
+    flat = " ".join(text.split())
+    return flat if len(flat) <= 160 else flat[:159] + "…"
+
+
+@cli.command(cls=RunCommand)
+@_plugin_flags
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.pass_context
+def plan(ctx: click.Context, file: str | None, as_json: bool, **given: Any) -> None:
+    """Say what a run would do, without weights; exit 2 when it would be refused."""
+    from ftcore import planning
+    from ftcore.progress import Silent
+
+    planned = planning.plan(_keys(ctx, file, given), Silent())
+    click.echo(json.dumps(planned.plain(), indent=2, ensure_ascii=False) if as_json else planning.text(planned))
+    if planned.refused:
+        raise click.exceptions.Exit(Refused.exit_code)
+
+
+@cli.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("--output", required=True, type=click.Path(path_type=Path), help="New directory for the plain model.")
+def merge(directory: Path, output: Path) -> None:
+    """Fold a run's adapter into its base: a plain checkpoint that needs no ftcore."""
+    from ftcore import merging
+
+    merging.merge(directory, output, _screen().say, {})
+    click.echo(f"the merged model is in {output}; load it with transformers' from_pretrained")
+
+
+@cli.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("--data", multiple=True, metavar="FILE", help="Rows to evaluate on; without it the run's held-out rows.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def evaluate(directory: Path, data: tuple[str, ...], as_json: bool) -> None:
+    """Measure a finished run on held-out rows."""
+    from ftcore import pipeline
+
+    metrics = pipeline.evaluate_run(directory, data, _screen())
+    if as_json:
+        click.echo(json.dumps(metrics, indent=2))
+        return
+    for name, value in metrics.items():
+        click.echo(f"{name.replace('_', ' ')}: {value:,.4f}".removesuffix(".0000"))
+
+
+@cli.command()
+@click.argument("where", metavar="DIR|CHECKPOINT")
+@click.option("--model", metavar="FAMILY", help="Family of a plain checkpoint; without it found by its config.json.")
+@click.option("--system", metavar="TEXT", help="A system message before the conversation.")
+@click.option("--max-new-tokens", default=512, show_default=True, help="Longest answer in tokens.")
+@click.option("--temperature", default=0.0, show_default=True, help="0 always takes the likeliest token.")
+def chat(where: str, model: str | None, system: str | None, max_new_tokens: int, temperature: float) -> None:
+    """Talk to a run, or to a plain checkpoint; an empty line or Ctrl-D ends the conversation."""
+    from ftcore import chat as chatting
+
+    loaded = chatting.opened(where, model)
+    chatting.converse(
+        loaded, _questions(), lambda text: click.echo(text, nl=False),
+        system=system, max_new_tokens=max_new_tokens, temperature=temperature,
+    )  # fmt: skip
+
+
+def _questions() -> Iterator[str]:
+    """What a person types, until an empty line or the end; piped text is read line by line without a prompt."""
+    while True:
+        if sys.stdin.isatty():
+            click.echo("> ", nl=False)
+        line = sys.stdin.readline()
+        if not line.strip():
+            return
+        yield line.strip()
+
+
+@cli.group(invoke_without_command=True)
+@click.option("--json", "as_json", is_flag=True, help="Print a list of objects.")
+@click.pass_context
+def plugins(ctx: click.Context, as_json: bool) -> None:
+    """List the installed plugins, or show one of them."""
+    if ctx.invoked_subcommand:
+        return
+    from ftcore.discovery import listing
+
+    found = listing()
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return
+    for one in found:
+        state = f"  broken: {one['error']}" if one["error"] else ""
+        click.echo(f"{one['kind']:<10}{one['name']:<14}{one['distribution']} {one['version']}{state}")
+
+
+@plugins.command()
+@click.argument("name")
+def show(name: str) -> None:
+    """Print what a plugin is and every option it has."""
+    from ftcore.declaring import declared
+    from ftcore.discovery import KINDS, find, offers
+
+    kinds = [kind for kind in KINDS if any(o.name == name.rpartition(":")[2] for o in offers(kind))]
+    offer = find(kinds[0] if kinds else "method", name)
+    cls = offer.load()
+    click.echo(f"{offer.label}\n{' '.join((cls.__doc__ or '').split())}\n")
+    for option in declared(cls):
+        click.echo(f"  --{offer.name}.{option.name} {option.kind}\n      {_help(option)}")

@@ -1,0 +1,194 @@
+"""What model plugins of transformers' own architectures share: strict loading, parts by role, no code from a checkpoint."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from ftcore.declaring import nearest, options
+from ftcore.errors import Refused
+from ftcore.hooks import Loaded, Run, hookimpl
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+HEADS: Mapping[str, str] = {"causal-lm": "AutoModelForCausalLM"}
+
+LLAMA_ROLES: Mapping[str, str] = {
+    "block": "model.layers.*",
+    "attention.q": "model.layers.*.self_attn.q_proj",
+    "attention.k": "model.layers.*.self_attn.k_proj",
+    "attention.v": "model.layers.*.self_attn.v_proj",
+    "attention.o": "model.layers.*.self_attn.o_proj",
+    "mlp.gate": "model.layers.*.mlp.gate_proj",
+    "mlp.up": "model.layers.*.mlp.up_proj",
+    "mlp.down": "model.layers.*.mlp.down_proj",
+    "norm": "model.*norm",
+    "embedding": "model.embed_tokens",
+    "head": "lm_head",
+}
+
+
+@options
+class HFModel:
+    """A family that transformers implements: `model_types` it loads, `roles` as module patterns, perhaps a `starter`.
+
+    In a pattern `*` stands for any run of characters, a block's number or more.
+    """
+
+    model_types: ClassVar[tuple[str, ...]] = ()
+    heads: ClassVar[tuple[str, ...]] = ("causal-lm",)
+    roles: ClassVar[Mapping[str, str]] = LLAMA_ROLES
+    starter: ClassVar[Path | None] = None
+    unpackable: ClassVar[str] = ""
+
+    weights: Annotated[
+        Literal["pretrained", "random"],
+        Field(description="Read the checkpoint's weights, or start from random ones with its config and tokenizer."),
+    ] = "pretrained"
+
+    @hookimpl
+    def load_model(self, run: Run, kwargs: Mapping[str, Any]) -> Loaded:
+        """The checkpoint in transformers' own class, every weight filled from the checkpoint and none left over."""
+        folder = locate(run, self.starter, type(self).__name__)
+        config = read_config(folder, self.model_types)
+        tokenizer = read_tokenizer(folder, optional=run.intent == "plan")
+        model = self._model(run, folder, config, dict(kwargs))
+        return Loaded(
+            model=model,
+            tokenizer=tokenizer,
+            parts=parts_of(model, self.roles),
+            checkpoint=folder,
+            max_positions=int(config.max_position_embeddings),
+            vocab_size=int(config.vocab_size),
+            stop_ids=stop_ids(model, tokenizer),
+            unpackable=self.unpackable,
+        )
+
+    def _model(self, run: Run, folder: str, config: PreTrainedConfig, kwargs: dict[str, Any]) -> PreTrainedModel:
+        import torch
+        import transformers
+
+        from ftcore.attention import register
+        from ftcore.training import dtype_of
+
+        auto = getattr(transformers, HEADS[run.head])
+        given = {"attn_implementation": register(), "dtype": dtype_of(run.settings), "trust_remote_code": False} | kwargs
+        if self.unpackable:
+            given.pop("attn_implementation")
+        if run.intent == "plan":
+            with torch.device("meta"):
+                return auto.from_config(config, **given)  # type: ignore[no-any-return]
+        if self.weights == "random":
+            return auto.from_config(config, **given)  # type: ignore[no-any-return]
+        return strictly_loaded(auto, folder, config, given)
+
+
+def locate(run: Run, starter: Path | None, family: str) -> str:
+    """The directory or hub id of the base weights; Refused when a path does not hold a checkpoint."""
+    asked = run.settings.checkpoint
+    if asked is None:
+        if starter is None:
+            raise Refused(f"the family {family} ships no starter; name base weights with --checkpoint PATH|HUB_ID")
+        run.say("no --checkpoint given: the family's built-in starter is used; pass --checkpoint PATH|HUB_ID for another")
+        return str(starter)
+    path = Path(asked).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise Refused(f"the checkpoint '{asked}' has no config.json; pass the directory that holds one")
+        return str(path.resolve())
+    if path.exists() or asked.startswith((".", "/", "~")) or asked.count("/") > 1:
+        siblings = {p.name for p in path.parent.glob("*")} if path.parent.is_dir() else set()
+        near = nearest(path.name, siblings)
+        hint = f"did you mean '{path.parent / near}'?" if near else "pass a directory with config.json or a hub id"
+        raise Refused(f"the checkpoint '{asked}' is no directory; {hint}")
+    return _snapshot(asked)
+
+
+def _snapshot(hub_id: str) -> str:
+    """The local copy of a hub checkpoint."""
+    from huggingface_hub import snapshot_download
+
+    wanted = ["*.json", "*.safetensors", "*.model", "*.tiktoken", "*.txt", "*.jinja"]
+    try:
+        return str(snapshot_download(hub_id, allow_patterns=wanted))
+    except Exception as unreachable:
+        reason = str(unreachable).strip().splitlines()[0]
+        raise Refused(f"the checkpoint '{hub_id}' is no directory and the hub did not give it ({reason})") from None
+
+
+def read_config(folder: str, model_types: tuple[str, ...]) -> PreTrainedConfig:
+    """The configuration of a checkpoint whose model type is one of `model_types`; no code beside it is ever run."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except (ValueError, OSError, KeyError) as unknown:
+        reason = str(unknown).strip().splitlines()[0]
+        raise Refused(f"the config.json in '{folder}' cannot be read: {reason}") from None
+    if config.model_type not in model_types:
+        raise Refused(
+            f"the checkpoint '{folder}' is of type '{config.model_type}', and this family loads "
+            f"{', '.join(model_types)}; 'ftcore plugins' lists the families"
+        )
+    return config  # type: ignore[no-any-return]
+
+
+def read_tokenizer(folder: str, *, optional: bool = False) -> PreTrainedTokenizerBase | None:
+    """The tokenizer beside a checkpoint, with exact character offsets; None where it may be absent and is."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as unreadable:
+        if optional:
+            return None
+        reason = (str(unreadable).strip() or type(unreadable).__name__).splitlines()[0]
+        raise Refused(f"the tokenizer in '{folder}' cannot be read: {reason}") from None
+    if not tokenizer.is_fast:
+        raise Refused(f"the tokenizer in '{folder}' gives no character offsets; add its tokenizer.json")
+    return tokenizer  # type: ignore[no-any-return]
+
+
+def strictly_loaded(auto: Any, folder: str, config: PreTrainedConfig, given: Mapping[str, Any]) -> PreTrainedModel:
+    """The model with every tensor of the checkpoint in its place; a missing or unexpected one is refused by name."""
+    try:
+        model, info = auto.from_pretrained(
+            folder, config=config, output_loading_info=True, use_safetensors=True, **given
+        )
+    except (OSError, RuntimeError) as unreadable:
+        reason = str(unreadable).strip().splitlines()[0]
+        raise Refused(f"the weights in '{folder}' cannot be read: {reason}") from None
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if info[kind]:
+            name = sorted(str(key) for key in info[kind])[0]
+            raise Refused(
+                f"the weights in '{folder}' do not fill the model: {len(info[kind])} {kind.replace('_keys', '')} "
+                f"tensors, the first is '{name}'; the checkpoint is incomplete or of another architecture"
+            )
+    return model  # type: ignore[no-any-return]
+
+
+def parts_of(model: nn.Module, roles: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+    """The module names behind each role; a role that matches nothing in this model is left out."""
+    names = [name for name, _ in model.named_modules()]
+    found = {}
+    for role, pattern in roles.items():
+        expression = re.compile(re.escape(pattern).replace(r"\.\*\.", r"\.\d+\.").replace(r"\*", ".*"))
+        if pattern.endswith(".*"):
+            expression = re.compile(re.escape(pattern[:-2]) + r"\.\d+")
+        found[role] = tuple(name for name in names if expression.fullmatch(name))
+    return {role: matched for role, matched in found.items() if matched}
+
+
+def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> tuple[int, ...]:
+    """The tokens that end an answer, by generation config and tokenizer."""
+    configured = model.generation_config.eos_token_id if model.generation_config else None
+    listed = configured if isinstance(configured, list) else [configured]
+    own = tokenizer.eos_token_id if tokenizer is not None else None
+    return tuple(dict.fromkeys(token for token in (own, *listed) if token is not None))

@@ -1,0 +1,187 @@
+"""The contract with plugins: the hooks, in the order a run calls them, and the frozen values they pass along."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import pluggy
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
+    from transformers import PreTrainedTokenizerBase
+
+    from ftcore.settings import Settings
+
+hookspec = pluggy.HookspecMarker("ftcore")
+hookimpl = pluggy.HookimplMarker("ftcore")
+
+Intent = Literal["train", "plan", "merge", "infer"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is asked for: the settings, the head the task needs, and why the model is being loaded."""
+
+    settings: Settings
+    intent: Intent
+    head: str
+    output: Path | None = None
+    say: Callable[[str], None] = field(default=lambda line: None, repr=False)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A base model with its tokenizer and what methods and tasks need to know about the family.
+
+    `parts` maps a role (`attention.q`, `mlp.up`, `embedding`, `head`, `norm`, `block`) to module names.
+    `unpackable` says why rows cannot be laid end to end; empty means that they can.
+    """
+
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase | None
+    parts: Mapping[str, tuple[str, ...]]
+    checkpoint: str
+    max_positions: int
+    vocab_size: int
+    stop_ids: tuple[int, ...] = ()
+    unpackable: str = ""
+
+
+class Row(Protocol):
+    """One training example: how long it is, where it came from, and the bytes that identify it."""
+
+    @property
+    def size(self) -> int:
+        """Tokens the model reads for this row."""
+
+    @property
+    def place(self) -> str:
+        """`file:line` of the row."""
+
+    def identity(self) -> bytes:
+        """Bytes that differ whenever what the model learns from the row differs."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows ready for the model: `inputs` are the forward's keywords, `weight` is what the loss is summed over."""
+
+    inputs: Mapping[str, Tensor]
+    targets: Mapping[str, Tensor]
+    weight: float
+    tokens: int
+    places: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A question asked before and after training: the text a person sees and the tokens the model gets."""
+
+    question: str
+    input_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Data:
+    """Rows, how to batch them, and the loss.
+
+    `loss(model, batch)` is the sum, not the mean, over `batch.weight` supervised items, as a scalar tensor.
+    `counts` are tokens by role and rows left out or cut; `sample` is one row as (text, supervised) pieces.
+    """
+
+    train: Sequence[Row]
+    eval: Sequence[Row]
+    collate: Callable[[Sequence[Any]], Batch]
+    loss: Callable[[nn.Module, Batch], Tensor]
+    counts: Mapping[str, int] = field(default_factory=dict)
+    sample: tuple[tuple[str, bool], ...] = ()
+    probes: tuple[Probe, ...] = ()
+    stop_ids: tuple[int, ...] = ()
+    metrics: Callable[[float], Mapping[str, float]] = lambda loss: {"loss": loss}
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What a method keeps on disk: `config` for adapter_config.json and the tensors for adapter_model.safetensors."""
+
+    config: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+
+
+@hookspec
+def load_kwargs(run: Run) -> Mapping[str, Any] | None:
+    """Called before the model is loaded: keywords for its `from_pretrained`, or None.
+
+    Every answer counts; two plugins that want different values of one key are refused by name.
+    """
+
+
+@hookspec(firstresult=True)
+def load_model(run: Run, kwargs: Mapping[str, Any]) -> Loaded | None:
+    """Called once: the base model of `run.settings.checkpoint` with `run.head`, its tokenizer and parts.
+
+    Answered by the model plugin. Stops at the first answer.
+    """
+
+
+@hookspec(firstresult=True)
+def prepare_data(run: Run, loaded: Loaded) -> Data | None:
+    """Called after the model is loaded: the rows, their batches and the loss.
+
+    Answered by the task plugin. Stops at the first answer.
+    """
+
+
+@hookspec
+def inject_adapter(run: Run, model: nn.Module, loaded: Loaded, data: Data | None, steps: int) -> nn.Module:
+    """Called for each method in the order named: the model with the adapter in place.
+
+    Every parameter arrives frozen; those that require a gradient afterwards are trained. `model` is what the
+    method before returned. `data` is None and `steps` is the trained run's when the intent is merge or infer.
+    """
+
+
+@hookspec(firstresult=True)
+def train_step(
+    run: Run,
+    step: int,
+    model: nn.Module,
+    batches: Sequence[Batch],
+    loss: Callable[[nn.Module, Batch], Tensor],
+    optimizer: Optimizer,
+    accelerator: Accelerator,
+) -> float:
+    """Called for each optimizer step, counted from 1: the mean loss over the supervised items of `batches`.
+
+    The core answers last: zero the gradients, accumulate over `batches`, clip, step. Gradients are still there
+    afterwards, so that a wrapper can look at them. Stops at the first answer.
+    """
+
+
+@hookspec(firstresult=True)
+def save_adapter(run: Run, model: nn.Module) -> Adapter | None:
+    """Called when a run of one method has finished: the adapter in the method's published format.
+
+    The core answers last, with the trained tensors under their own names. Stops at the first answer.
+    """
+
+
+@hookspec(firstresult=True)
+def load_adapter(run: Run, model: nn.Module, adapter: Adapter) -> frozenset[str] | None:
+    """Called after injection to give the model a saved adapter: the names of the tensors it took.
+
+    A tensor that nobody took stops the run. The core answers last. Stops at the first answer.
+    """
+
+
+@hookspec
+def merge(run: Run, model: nn.Module) -> nn.Module:
+    """Called for each method in reverse order: the model with this method's change folded into plain weights.
+
+    A method without it cannot be merged. The core may pass a model that holds only some of its blocks.
+    """

@@ -1,0 +1,1 @@
+"""Nothing of its own: installing it installs every plugin that the ftcore project publishes."""

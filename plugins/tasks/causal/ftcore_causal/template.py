@@ -1,0 +1,168 @@
+"""A conversation as tokens with an exact mask, by the tokenizer's own chat template."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ftcore import Loaded, Refused
+from ftcore.batches import IGNORED, TokenRow, token_row
+from ftcore.records import BadRow, Conversation, Message, Problem, Problems
+
+# For tokenizers that bring none: the roles in words, each answer ended by the tokenizer's own end token.
+PLAIN = (
+    "{% if bos_token %}{{ bos_token }}{% endif %}{% for message in messages %}"
+    "{% if message['role'] == 'assistant' %}Assistant: {{ message['content'] }}{{ eos_token }}\n"
+    "{% else %}{{ message['role'] | capitalize }}: {{ message['content'] }}\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}Assistant:{% endif %}"
+)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One conversation ready to train on; `merged` counts answers whose first token begins in the prompt."""
+
+    row: TokenRow
+    stop_id: int
+    stopped: bool
+    cut: bool
+    merged: int
+
+
+@dataclass(frozen=True)
+class Region:
+    """Where an answer stands in the rendered text, from after the prompt to the end of its stop token."""
+
+    start: int
+    end: int
+    stop: str
+
+
+@dataclass(frozen=True)
+class Template:
+    """A tokenizer with a chat template, and the texts that are special to it."""
+
+    tokenizer: Any
+    specials: tuple[str, ...]
+
+    @classmethod
+    def of(cls, loaded: Loaded, file: str | None, say: Callable[[str], None]) -> Template:
+        """The tokenizer's template, the one in `file`, or a plain one that is announced."""
+        tokenizer = loaded.tokenizer
+        if tokenizer is None:
+            raise Refused(f"the checkpoint '{loaded.checkpoint}' has no tokenizer; add its tokenizer.json")
+        if file is not None:
+            tokenizer.chat_template = _text(file)
+        elif not tokenizer.chat_template:
+            say("the tokenizer has no chat template: a plain one ('User: …', 'Assistant: …') is used and saved")
+            tokenizer.chat_template = PLAIN
+        added = tokenizer.added_tokens_decoder.values()
+        return cls(tokenizer, tuple(token.content for token in added if token.special))
+
+    def render(self, messages: Sequence[Message], prompt: bool = False) -> str:
+        """The messages as text, with the opening of an answer when `prompt`."""
+        plain = [{"role": message.role, "content": message.content} for message in messages]
+        text = self.tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=prompt)
+        return str(text)
+
+    def question(self, text: str) -> list[int]:
+        """The tokens of one user turn and the opening of its answer."""
+        rendered = self.render([Message("user", text)], prompt=True)
+        ids: list[int] = self.tokenizer(rendered, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def encode_all(self, conversations: Sequence[Conversation], length: int, problems: Problems) -> list[Encoded]:
+        """Every conversation that can be used; the others are among `problems`."""
+        encoded = []
+        for conversation in conversations:
+            try:
+                encoded.append(self.encode(conversation, length))
+            except BadRow as bad:
+                problems.add(replace(bad.problem, place=conversation.place))
+        return encoded
+
+    def encode(self, conversation: Conversation, length: int) -> Encoded:
+        """Tokens of the rendered text, labelled where an answer stands, cut after `length`; BadRow when nothing is left."""
+        self._refuse_specials(conversation.messages)
+        text = self.render(conversation.messages)
+        regions = self._regions(conversation.messages, text)
+        read = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ids, offsets = read["input_ids"], read["offset_mapping"]
+        labels = [token if _within(span, regions) else IGNORED for token, span in zip(ids, offsets, strict=True)]
+        merged = sum(_straddles(span, region) for region in regions for span in offsets)
+        row = token_row(ids[:length], labels[:length], conversation.place)
+        if not row.supervised:
+            raise BadRow(
+                Problem(
+                    conversation.place,
+                    "row",
+                    f"has {len(ids)} tokens, and its first {length} hold no answer",
+                    "shorten the prompt or raise --max-length",
+                )
+            )
+        stop_id = self.tokenizer.convert_tokens_to_ids(regions[-1].stop)
+        return Encoded(row, stop_id, stop_id in row.labels, len(ids) > length, merged)
+
+    def pieces(self, encoded: Encoded) -> tuple[tuple[str, bool], ...]:
+        """The row token by token, each with whether it is supervised."""
+        row = encoded.row
+        ids, wanted = row.input_ids.tolist(), row.labels.tolist()
+        return tuple((self.tokenizer.decode([i]), label != IGNORED) for i, label in zip(ids, wanted, strict=True))
+
+    def _refuse_specials(self, messages: Sequence[Message]) -> None:
+        """A special token written out in a message would steer the model; such a row is refused."""
+        for number, message in enumerate(messages):
+            for special in self.specials:
+                if special in message.content:
+                    raise BadRow(
+                        Problem(
+                            "",
+                            f"messages[{number}] ({message.role})",
+                            f"holds the special token '{special}' as text",
+                            "write it differently or take the row out",
+                        )
+                    )
+
+    def _regions(self, messages: Sequence[Message], text: str) -> list[Region]:
+        """Where each answer stands in `text`; Refused when the template does not say so exactly."""
+        regions = []
+        for number, message in enumerate(messages):
+            if message.role != "assistant":
+                continue
+            prompt = self.render(messages[:number], prompt=True)
+            at = text.find(message.content.strip(), len(prompt))
+            if not text.startswith(prompt) or at < 0:
+                raise Refused(
+                    f"the chat template renders answer {number + 1} of a conversation otherwise when more follows, so no "
+                    "exact mask exists; use single-turn rows or give another with --causal.template"
+                )
+            regions.append(self._region(text, len(prompt), at + len(message.content.strip())))
+        return regions
+
+    def _region(self, text: str, start: int, said: int) -> Region:
+        """From the prompt to the end of the first special token after what was said."""
+        found = [(text.find(special, said), special) for special in self.specials]
+        position, stop = min(((at, s) for at, s in found if at >= 0), default=(-1, ""))
+        if position < 0 or text[said:position].strip():
+            raise Refused(
+                "the chat template ends an answer without a special token, so the model would never learn to stop; "
+                "give another with --causal.template"
+            )
+        return Region(start, position + len(stop), stop)
+
+
+def _within(span: tuple[int, int], regions: Sequence[Region]) -> bool:
+    return any(region.start <= span[0] and span[1] <= region.end and span[1] > span[0] for region in regions)
+
+
+def _straddles(span: tuple[int, int], region: Region) -> bool:
+    return span[0] < region.start < span[1]
+
+
+def _text(file: str) -> str:
+    path = Path(file)
+    if not path.is_file():
+        raise Refused(f"there is no chat template file '{file}'; check --causal.template")
+    return path.read_text(encoding="utf-8")
