@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -97,8 +97,8 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def story(tmp_path: Path) -> Iterator[Path]:
+def story(tmp_path: Path) -> Path:
     """A text file of four short documents."""
     file = tmp_path / "story.txt"
     file.write_text("\n<|endoftext|>\n".join([WORDS, WORDS[40:], WORDS[:90], WORDS[10:150]]), encoding="utf-8")
-    yield file
+    return file

@@ -1,4 +1,4 @@
-"""ftcore fine-tunes transformer models through plugins: one path, and everything with a name is a package of its own."""
+"""ftcore fine-tunes transformer models through plugins: one path, and what has a name is a package of its own."""
 
 from __future__ import annotations
 

@@ -20,10 +20,15 @@ CONFIG_FILE, TENSOR_FILE = "adapter_config.json", "adapter_model.safetensors"
 
 @dataclass(frozen=True)
 class Injected:
-    """A model with its adapter in place; `names` are the state-dict entries that the base did not bring, or that train."""
+    """A model with its adapter in place.
+
+    `names` are the state-dict entries that the base did not bring, or that train; `matched` the base's modules in
+    which something trains.
+    """
 
     model: nn.Module
     names: tuple[str, ...]
+    matched: tuple[str, ...]
 
     @property
     def trainable(self) -> int:
@@ -35,15 +40,6 @@ class Injected:
         """Numbers in the model, adapter included."""
         return sum(p.numel() for p in self.model.parameters())
 
-    @property
-    def modules(self) -> tuple[str, ...]:
-        """The modules that hold something trainable."""
-        return tuple(
-            name
-            for name, module in self.model.named_modules()
-            if any(p.requires_grad for p in module.parameters(recurse=False))
-        )
-
     def tensors(self) -> dict[str, Tensor]:
         """The adapter as it trains, by state-dict name."""
         state = self.model.state_dict()
@@ -53,6 +49,7 @@ class Injected:
 def inject(hooks: Hooks, run: Run, loaded: Loaded, data: Data | None, steps: int) -> Injected:
     """Each method's adapter in the order named, on a frozen base; what any of them made trainable trains in float32."""
     base = list(_everything(loaded.model))
+    modules = frozenset(name for name, _ in loaded.model.named_modules())
     model, wanted = loaded.model, set[int]()
     for chosen in hooks.methods:
         for parameter in model.parameters():
@@ -67,7 +64,7 @@ def inject(hooks: Hooks, run: Run, loaded: Loaded, data: Data | None, steps: int
         if id(parameter) in wanted:
             parameter.data = parameter.data.float()
             parameter.requires_grad_(True)
-    return Injected(model, _names(model, {id(tensor) for tensor in base}))
+    return Injected(model, _names(model, {id(tensor) for tensor in base}), _matched(model, modules))
 
 
 def _everything(model: nn.Module) -> Sequence[Tensor]:
@@ -83,6 +80,17 @@ def _names(model: nn.Module, base: set[int]) -> tuple[str, ...]:
             names.append(name)
             seen.add(id(tensor))
     return tuple(names)
+
+
+def _matched(model: nn.Module, base: frozenset[str]) -> tuple[str, ...]:
+    """For each trainable tensor the longest run of its name that named a module of the base."""
+    found: dict[str, None] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            parts = name.split(".")
+            runs = (".".join(parts[i:j]) for i in range(len(parts)) for j in range(i + 1, len(parts)))
+            found[max((run for run in runs if run in base), key=len, default=name)] = None
+    return tuple(found)
 
 
 def give(injected: Injected, tensors: Mapping[str, Tensor]) -> None:
@@ -123,7 +131,7 @@ def restore(hooks: Hooks, run: Run, injected: Injected, adapter: Adapter) -> Non
 
 
 def select(parts: Mapping[str, tuple[str, ...]], roles: Sequence[str]) -> tuple[str, ...]:
-    """The module names that `roles` mean, in order: `attention` stands for every `attention.*`; an unmatched role is refused."""
+    """The module names that `roles` mean: `attention` stands for every `attention.*`; an unmatched role is refused."""
     chosen: dict[str, None] = {}
     for role in roles:
         matched = [names for key, names in parts.items() if key == role or key.startswith(f"{role}.")]
@@ -136,7 +144,7 @@ def select(parts: Mapping[str, tuple[str, ...]], roles: Sequence[str]) -> tuple[
 
 
 def matching(model: nn.Module, targets: Sequence[str]) -> tuple[str, ...]:
-    """The modules whose name is, or ends in, one of `targets`; a target that matches nothing is refused, whatever the others match."""
+    """The modules whose name is, or ends in, one of `targets`; each target must match something."""
     names = [name for name, _ in model.named_modules() if name]
     chosen: dict[str, None] = {}
     for target in targets:

@@ -41,7 +41,7 @@ def packed_attention(
     from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 
     if cu_seq_lens_q is None:
-        return sdpa_attention_forward(  # type: ignore[no-any-return]
+        return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **rest
         )
     groups = query.shape[1] // key.shape[1]
@@ -50,7 +50,12 @@ def packed_attention(
     segments = zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True)
     answers = [
         scaled_dot_product_attention(
-            q, k, v, _window(q.shape[2], sliding_window, q), dropout, scale=scaling,
+            q,
+            k,
+            v,
+            _window(q.shape[2], sliding_window, q),
+            dropout,
+            scale=scaling,
             is_causal=not _narrow(q.shape[2], sliding_window),
         )
         for q, k, v in segments

@@ -92,7 +92,7 @@ def _family(where: str) -> str:
     """The installed family that loads the model type of a checkpoint directory."""
     file = Path(where) / "config.json"
     if not file.is_file():
-        raise Refused(f"'{where}' is neither a run nor a checkpoint directory; for a hub id name its family with --model")
+        raise Refused(f"'{where}' is neither a run nor a checkpoint directory; for a hub id name the --model too")
     model_type = json.loads(file.read_text(encoding="utf-8")).get("model_type")
     for offer in offers("model"):
         if model_type in declared_datum(offer.load(), "model_types"):

@@ -93,7 +93,8 @@ class Flag(click.Option):
             metavar=option.kind,
             multiple=many,
             default=None,
-            **({"is_flag": False, "flag_value": "true"} if option.switch else {}),
+            is_flag=False,
+            flag_value="true" if option.switch else None,
         )
 
 
@@ -147,8 +148,8 @@ def _peeked(args: Sequence[str]) -> dict[str, str]:
 def _plugin_flags(command: Callable[..., Any]) -> Callable[..., Any]:
     for name, metavar in reversed(NAMES.items()):
         command = click.option(f"--{name}", f"{name}_", metavar=metavar, help=_NAME_HELP[name])(command)
-    command = click.option("--config", "config_", metavar="FILE", help="YAML file or the ftcore.json of a run.")(command)
-    return click.argument("file", required=False, metavar="[RUN.yaml]")(command)
+    config = click.option("--config", "config_", metavar="FILE", help="YAML file or the ftcore.json of a run.")
+    return click.argument("file", required=False, metavar="[RUN.yaml]")(config(command))
 
 
 _NAME_HELP = {
@@ -181,7 +182,7 @@ def _keys(ctx: click.Context, file: str | None, given: Mapping[str, Any]) -> dic
 @cli.command(cls=RunCommand)
 @_plugin_flags
 @click.pass_context
-def run(ctx: click.Context, file: str | None, **given: Any) -> None:
+def run(ctx: click.Context, /, file: str | None, **given: Any) -> None:
     """Train an adapter; the same command again resumes it.
 
     The flags of a plugin appear in this help once it is named, as in 'ftcore run --method lora --help'.
@@ -207,8 +208,8 @@ def _screen() -> Screen:
 def _summary(outcome: Any) -> Iterator[str]:
     for name in ("loss", "perplexity", "bits_per_character"):
         if name in outcome.metrics:
-            rows = f"{int(outcome.metrics['rows'])} held-out rows"
-            yield f"{name.replace('_', ' ')} on {rows}: {outcome.before[name]:.4f} before, {outcome.metrics[name]:.4f} after"
+            rows, before, after = int(outcome.metrics["rows"]), outcome.before[name], outcome.metrics[name]
+            yield f"{name.replace('_', ' ')} on {rows} held-out rows: {before:.4f} before, {after:.4f} after"
     for sample in outcome.samples:
         yield f"asked:   {sample['question']}"
         yield f"  before: {_line(sample['before'])}"
@@ -226,7 +227,7 @@ def _line(text: str) -> str:
 @_plugin_flags
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.pass_context
-def plan(ctx: click.Context, file: str | None, as_json: bool, **given: Any) -> None:
+def plan(ctx: click.Context, /, file: str | None, as_json: bool, **given: Any) -> None:
     """Say what a run would do, without weights; exit 2 when it would be refused."""
     from ftcore import planning
     from ftcore.progress import Silent

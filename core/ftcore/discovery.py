@@ -273,7 +273,8 @@ def check_combination(chosen: Sequence[Chosen]) -> None:
     for task, model in ((t, m) for t in chosen if t.kind == "task" for m in models):
         head, heads = declared_datum(task.plugin, "head"), declared_datum(model.plugin, "heads")
         if head not in heads:
-            raise Refused(f"{task.label} needs the head '{head}', and {model.label} has {', '.join(heads)}; use another")
+            offered = ", ".join(heads)
+            raise Refused(f"{task.label} needs the head '{head}', and {model.label} has {offered}; use another")
 
 
 def listing() -> list[Mapping[str, str | None]]:

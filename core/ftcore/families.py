@@ -1,4 +1,4 @@
-"""What model plugins of transformers' own architectures share: strict loading, parts by role, no code from a checkpoint."""
+"""What families that transformers implements share: strict loading, parts by role, no code from a checkpoint."""
 
 from __future__ import annotations
 
@@ -78,7 +78,8 @@ class HFModel:
         from ftcore.training import dtype_of
 
         auto = getattr(transformers, HEADS[run.head])
-        given = {"attn_implementation": register(), "dtype": dtype_of(run.settings), "trust_remote_code": False} | kwargs
+        given = {"attn_implementation": register(), "dtype": dtype_of(run.settings), "trust_remote_code": False}
+        given |= kwargs
         if self.unpackable:
             given.pop("attn_implementation")
         if run.intent == "plan":
@@ -95,7 +96,7 @@ def locate(run: Run, starter: Path | None, family: str) -> str:
     if asked is None:
         if starter is None:
             raise Refused(f"the family {family} ships no starter; name base weights with --checkpoint PATH|HUB_ID")
-        run.say("no --checkpoint given: the family's built-in starter is used; pass --checkpoint PATH|HUB_ID for another")
+        run.say("no --checkpoint given: the family's built-in starter is used; pass --checkpoint PATH|HUB_ID")
         return str(starter)
     path = Path(asked).expanduser()
     if path.is_dir():
@@ -127,7 +128,7 @@ def read_config(folder: str, model_types: tuple[str, ...]) -> PreTrainedConfig:
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config: PreTrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (ValueError, OSError, KeyError) as unknown:
         reason = str(unknown).strip().splitlines()[0]
         raise Refused(f"the config.json in '{folder}' cannot be read: {reason}") from None
@@ -136,7 +137,7 @@ def read_config(folder: str, model_types: tuple[str, ...]) -> PreTrainedConfig:
             f"the checkpoint '{folder}' is of type '{config.model_type}', and this family loads "
             f"{', '.join(model_types)}; 'ftcore plugins' lists the families"
         )
-    return config  # type: ignore[no-any-return]
+    return config
 
 
 def read_tokenizer(folder: str, *, optional: bool = False) -> PreTrainedTokenizerBase | None:
@@ -152,7 +153,7 @@ def read_tokenizer(folder: str, *, optional: bool = False) -> PreTrainedTokenize
         raise Refused(f"the tokenizer in '{folder}' cannot be read: {reason}") from None
     if not tokenizer.is_fast:
         raise Refused(f"the tokenizer in '{folder}' gives no character offsets; add its tokenizer.json")
-    return tokenizer  # type: ignore[no-any-return]
+    return tokenizer
 
 
 def strictly_loaded(auto: Any, folder: str, config: PreTrainedConfig, given: Mapping[str, Any]) -> PreTrainedModel:

@@ -25,6 +25,7 @@ from ftcore.training import Core, Job, evaluate, evaluation_order, train
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from torch import nn
 
 RUN_FILE, METRICS_FILE = "ftcore.json", "metrics.jsonl"
 
@@ -63,7 +64,7 @@ def begin(recipe: Recipe, intent: Intent, say: Callable[[str], None]) -> tuple[H
 
 
 def prepare(recipe: Recipe, intent: Intent, screen: Screen, answer: bool = False) -> Prepared:
-    """The model loaded, the data prepared and checked, the adapter injected; with `answer`, what the base says to the probes."""
+    """The model loaded, the data prepared, the adapter injected; with `answer`, the probes answered in between."""
     hooks, run = begin(recipe, intent, screen.say)
     loaded = load_model(hooks, run)
     data = prepare_data(hooks, run, loaded)
@@ -123,7 +124,8 @@ def run(recipe: Recipe, screen: Screen) -> Outcome:
     """The run is finished in its output directory: begun, resumed, or found finished already."""
     accelerator = _accelerator(recipe)
     with locked(recipe.output) if accelerator.is_main_process else _unlocked():
-        prepared = prepare(recipe, "train", screen, answer=accelerator.is_main_process)
+        asks = accelerator.is_main_process and not _finished(recipe.output)
+        prepared = prepare(recipe, "train", screen, answer=asks)
         record = _record(prepared)
         _same_run(recipe, record, screen)
         if _finished(recipe.output):
@@ -367,13 +369,15 @@ def _plain(value: object) -> object:
 
 @dataclass(frozen=True)
 class Attached:
-    """A finished run's base and adapter together again."""
+    """A finished run's base and adapter together again, and what the base was before."""
 
     recipe: Recipe
     hooks: Hooks
     run: Run
     loaded: Loaded
     injected: Injected
+    base_class: type[nn.Module]
+    base_names: frozenset[str]
 
 
 def attach(
@@ -386,13 +390,15 @@ def attach(
     loaded = load_model(hooks, run)
     if fingerprint(loaded.checkpoint) != saved["fingerprints"]["base"]:
         raise Refused(f"the base weights in '{loaded.checkpoint}' are not those that {directory} was trained on")
+    base_class, base_names = type(loaded.model), frozenset(loaded.model.state_dict())
     injected = inject_adapter(hooks, run, loaded, None, int(saved["steps"]))
     adapters.restore(hooks, run, injected, _adapter(directory))
     injected.model.eval()
     from ftcore.families import read_tokenizer
 
     tokenizer = read_tokenizer(str(directory))
-    return Attached(recipe, hooks, run, replace(loaded, model=injected.model, tokenizer=tokenizer), injected)
+    adapted = replace(loaded, model=injected.model, tokenizer=tokenizer)
+    return Attached(recipe, hooks, run, adapted, injected, base_class, base_names)
 
 
 def read_run(directory: Path) -> dict[str, Any]:

@@ -134,9 +134,7 @@ def read_records(sources: Sequence[str], problems: Problems) -> list[Record]:
     return [record for source in sources for record in _records(source, problems)]
 
 
-def read_documents(
-    sources: Sequence[str], separator: str | None, problems: Problems | None = None
-) -> list[Document]:
+def read_documents(sources: Sequence[str], separator: str | None, problems: Problems | None = None) -> list[Document]:
     """Texts are returned in order, with LF newlines; unsound ones are problems, or refused without them."""
     noted = Problems() if problems is None else problems
     documents = [document for source in sources for document in _documents(source, separator, noted)]

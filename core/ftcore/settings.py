@@ -28,12 +28,8 @@ class Settings:
         bool, _field("Model", "Recompute activations in the backward pass: less memory, about a third more time.")
     ] = False
 
-    data: Annotated[
-        tuple[str, ...], _field("Data", "File or hub id with training rows; may be repeated.")
-    ] = ()
-    eval_data: Annotated[
-        tuple[str, ...], _field("Data", "File or hub id with held-out rows; may be repeated.")
-    ] = ()
+    data: Annotated[tuple[str, ...], _field("Data", "File or hub id with training rows; may be repeated.")] = ()
+    eval_data: Annotated[tuple[str, ...], _field("Data", "File or hub id with held-out rows; may be repeated.")] = ()
     eval_share: Annotated[
         float, _field("Data", "Share of the training rows to hold out when there is no --eval-data.", ge=0, lt=1)
     ] = 0.0
@@ -48,9 +44,7 @@ class Settings:
         _field("Data", "Lay rows end to end without padding where the family can; off pads to the longest row."),
     ] = "auto"
 
-    steps: Annotated[
-        int | None, _field("Training", "Optimizer steps; overrides --epochs.", harmless=True, ge=1)
-    ] = None
+    steps: Annotated[int | None, _field("Training", "Optimizer steps; overrides --epochs.", harmless=True, ge=1)] = None
     epochs: Annotated[int, _field("Training", "Passes over the training rows.", harmless=True, ge=1)] = 3
     batch_size: Annotated[int, _field("Training", "Rows in one micro-batch on one device.", ge=1)] = 8
     batch_tokens: Annotated[
@@ -59,9 +53,7 @@ class Settings:
     accumulate: Annotated[
         int, _field("Training", "Micro-batches in one optimizer step, weighted by supervised tokens.", ge=1)
     ] = 1
-    lr: Annotated[
-        float | None, _field("Training", "Peak learning rate; without it the method's own.", gt=0)
-    ] = None
+    lr: Annotated[float | None, _field("Training", "Peak learning rate; without it the method's own.", gt=0)] = None
     schedule: Annotated[
         Literal["cosine", "linear", "constant"], _field("Training", "Course of the learning rate after the warm-up.")
     ] = "cosine"
@@ -87,16 +79,18 @@ class Settings:
     keep: Annotated[int, _field("Output", "Newest checkpoints to keep.", harmless=True, ge=1)] = 2
     eval_every: Annotated[
         int | None,
-        _field("Output", "Steps between evaluations; without it before the first and after the last step.",
-               harmless=True, ge=1),
+        _field(
+            "Output",
+            "Steps between evaluations; without it before the first and after the last step.",
+            harmless=True,
+            ge=1,
+        ),
     ] = None
     log_every: Annotated[int, _field("Output", "Steps between logged lines.", harmless=True, ge=1)] = 10
     allow_drift: Annotated[
         bool, _field("Output", "Resume although data, base weights or options changed.", harmless=True)
     ] = False
-    resume: Annotated[
-        bool, _field("Output", "Refuse to start when there is nothing to resume.", harmless=True)
-    ] = False
+    resume: Annotated[bool, _field("Output", "Refuse to start when there is nothing to resume.", harmless=True)] = False
 
     @model_validator(mode="after")
     def _held_out_once(self) -> Settings:

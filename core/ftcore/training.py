@@ -43,7 +43,7 @@ class Core:
         optimizer: Optimizer,
         accelerator: Accelerator,
     ) -> float:
-        """Accumulate over `batches`, each weighted by what it supervises, clip, step; a non-finite loss updates nothing."""
+        """Accumulate, each batch weighted by what it supervises, clip, step; a non-finite loss updates nothing."""
         optimizer.zero_grad()
         share = accelerator.num_processes / _everywhere(sum(b.weight for b in batches), accelerator)
         total = 0.0
@@ -52,7 +52,7 @@ class Core:
                 part = loss(model, batch) * share
             accelerator.backward(part)
             total += float(part.detach())
-        mean = _everywhere(total, accelerator) / accelerator.num_processes
+        mean: float = _everywhere(total, accelerator) / accelerator.num_processes
         limit = run.settings.max_grad_norm or math.inf
         norm = float(accelerator.clip_grad_norm_((p for p in model.parameters() if p.requires_grad), limit))
         if not (math.isfinite(mean) and math.isfinite(norm)):
@@ -81,7 +81,7 @@ def _not_finite(step: int, loss: float, norm: float, batches: Sequence[Batch]) -
     places = [place for batch in batches for place in batch.places]
     shown = ", ".join(places[:8]) + (f" and {len(places) - 8} more" if len(places) > 8 else "")
     raise FtcoreError(
-        f"step {step} gave loss {loss} with gradient norm {norm}, so it was not applied and every checkpoint is finite; "
+        f"step {step} gave loss {loss} with gradient norm {norm} and was not applied, so every checkpoint is finite; "
         f"lower --lr or look at the rows of that step: {shown}"
     )
 
@@ -173,7 +173,7 @@ class Job:
 
 
 def train(job: Job, checkpoint: Checkpoint | None) -> float:
-    """The adapter is trained to the last step and saved; returns the last step's loss. Interrupted when asked to stop."""
+    """The adapter is trained to the last step and saved; returns the last loss. Interrupted when asked to stop."""
     raw, settings = job.injected.model, job.run.settings
     optimizer = adamw(raw, settings)
     done = _resume(job, checkpoint, optimizer)

@@ -85,9 +85,7 @@ LAYOUTS = {
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"], ids=["plain", "bom"])
 @pytest.mark.parametrize("suffix", [".json", ".jsonl", ".JSON"])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_layout_gives_the_same_rows(
-    tmp_path: Path, layout: str, suffix: str, mark: bytes, ending: str
-) -> None:
+def test_every_layout_gives_the_same_rows(tmp_path: Path, layout: str, suffix: str, mark: bytes, ending: str) -> None:
     content = mark + LAYOUTS[layout].replace("\n", ending).encode()
     records, problems = read(written(tmp_path, f"rows{suffix}", content))
     assert [dict(record.fields) for record in records] == ROWS
@@ -238,9 +236,7 @@ def test_the_command_given_for_an_encoding_mends_the_file(tmp_path: Path, encodi
     assert len(read(str(tmp_path / "it's.utf8.json"))[0]) == 1
 
 
-def test_a_missing_file_is_refused_with_the_nearest_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_file_is_refused_with_the_nearest_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     written(tmp_path, "primes.json", "[]")
     (tmp_path / "inner").mkdir()
@@ -305,7 +301,7 @@ def test_a_first_line_that_is_broken_does_not_hide_the_lines_after_it(tmp_path: 
 
 
 def test_one_pass_collects_the_problems_of_all_files(tmp_path: Path) -> None:
-    sources = [written(tmp_path, f"{n}.jsonl", f'{json.dumps(TURN)}\n{"{"}\n3\n') for n in range(15)]
+    sources = [written(tmp_path, f"{n}.jsonl", f"{json.dumps(TURN)}\n{'{'}\n3\n") for n in range(15)]
     problems = Problems()
     records = read_records(sources, problems)
     assert (len(records), len(problems)) == (15, 30)
@@ -421,9 +417,7 @@ BAD_ROWS = [
 
 
 @pytest.mark.parametrize(("fields", "field", "phrase"), BAD_ROWS)
-def test_a_row_that_cannot_be_learnt_from_is_named(
-    fields: dict[str, object], field: str, phrase: str
-) -> None:
+def test_a_row_that_cannot_be_learnt_from_is_named(fields: dict[str, object], field: str, phrase: str) -> None:
     problem = fault(**fields)
     assert problem.field == field
     assert phrase in str(problem)
@@ -498,9 +492,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, answer: object) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ["primes", "house/primes-7.b"])
-def test_what_is_no_path_is_read_from_the_hub(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+def test_what_is_no_path_is_read_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.chdir(tmp_path)
     asked = hub(monkeypatch, [TURN, TURN])
     assert [record.place for record in read(name)[0]] == [f"hub:{name}:1", f"hub:{name}:2"]
@@ -517,9 +509,7 @@ PATHS = ["./primes", "/primes", "~/primes", "a/b/c", "primes.jsonl", "a b", "pri
 
 
 @pytest.mark.parametrize("name", PATHS)
-def test_what_looks_like_a_path_never_asks_the_hub(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+def test_what_looks_like_a_path_never_asks_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.chdir(tmp_path)
     asked = hub(monkeypatch, [TURN])
     assert "does not exist" in refusal(name)

@@ -20,15 +20,15 @@ class LoRA(MergeablePeftMethod):
     r: Annotated[int, Field(ge=1, description="Rank of the update.")] = 8
     alpha: Annotated[int, Field(ge=1, description="The update is scaled by alpha / r.")] = 16
     dropout: Annotated[float, Field(ge=0, lt=1, description="Dropout on the input of the update.")] = 0.0
-    bias: Annotated[
-        Literal["none", "all", "lora_only"], Field(description="Which biases train beside the update.")
-    ] = "none"
-    use_dora: Annotated[
-        bool, Field(description="Train magnitude and direction apart (DoRA, arXiv:2402.09353).")
-    ] = False
-    use_rslora: Annotated[
-        bool, Field(description="Scale by alpha / sqrt(r) instead (rsLoRA, arXiv:2312.03732).")
-    ] = False
+    bias: Annotated[Literal["none", "all", "lora_only"], Field(description="Which biases train beside the update.")] = (
+        "none"
+    )
+    use_dora: Annotated[bool, Field(description="Train magnitude and direction apart (DoRA, arXiv:2402.09353).")] = (
+        False
+    )
+    use_rslora: Annotated[bool, Field(description="Scale by alpha / sqrt(r) instead (rsLoRA, arXiv:2312.03732).")] = (
+        False
+    )
     init: Annotated[
         Literal["default", "gaussian", "pissa", "olora", "orthogonal"],
         Field(description="Initial A and B; pissa (arXiv:2404.02948) and olora (arXiv:2406.01775) take them out of W."),

@@ -104,7 +104,7 @@ def endings(chosen: Sequence[str], every: Sequence[str]) -> list[str]:
 
 @options
 class Peft(MergeablePeftMethod):
-    """Any tuner of the installed PEFT that adapts modules, by its type: `--peft.type HRA --peft.settings '{"r": 8}'`."""
+    """Any tuner of the installed PEFT that adapts modules: `--peft.type HRA --peft.settings '{"r": 8}'`."""
 
     type: Annotated[str, Field(description="PEFT's name of the tuner, such as HRA, MISS or FOURIERFT.")]
     settings: Annotated[

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated
 
 from ftcore import Data, Loaded, Probe, Refused, Run, hookimpl, options
 from ftcore.batches import TokenRow, collator, held_out, token_loss, token_row
-from ftcore.records import Document, read_documents
+from ftcore.records import Document, Problems, read_documents, settle
 from pydantic import Field
 
 if TYPE_CHECKING:
@@ -38,8 +39,13 @@ class Pretrain:
             raise Refused("the task 'pretrain' has no built-in text; name a .txt file with --data")
         assert tokenizer is not None
         length = min(settings.max_length, loaded.max_positions)
-        read = lambda sources: read_documents(sources, self.separator) if sources else []  # noqa: E731
-        training, apart = held_out(read(settings.data), read(settings.eval_data), settings)
+        problems = Problems()
+        training = read_documents(settings.data, self.separator, problems) if settings.data else []
+        named = read_documents(settings.eval_data, self.separator, problems) if settings.eval_data else []
+        notice = settle(problems, settings.on_bad_row, len(training) + len(named)) if settings.data else None
+        if notice:
+            run.say(notice)
+        training, apart = held_out(training, named, settings)
         edges = self._edge(tokenizer, "bos"), self._edge(tokenizer, "eos")
         train = list(windows(encoded(tokenizer, training, edges), length))
         held = list(windows(encoded(tokenizer, apart, edges), length, across=False))
@@ -54,7 +60,7 @@ class Pretrain:
                 "tokens": sum(row.size for row in train),
                 "supervised_tokens": sum(row.supervised for row in train),
             },
-            sample=tuple((tokenizer.decode([token]), True) for row in train[:1] for token in row.input_ids[:64]),
+            sample=tuple((tokenizer.decode(row.input_ids[:64].tolist()), True) for row in train[:1]),
             probes=tuple(Probe(text, tuple(self._opening(tokenizer, edges[0], text))) for text in self.show),
             stop_ids=edges[1],
             metrics=metrics(sum(row.supervised for row in held), sum(len(d.text) for d in apart)),
@@ -108,7 +114,7 @@ def windows(documents: Iterator[tuple[str, list[int]]], length: int, across: boo
 def pieces(ids: list[int], length: int, room: int) -> Iterator[list[int]]:
     """`ids` cut where a window ends: first after `room` tokens, then every `length`."""
     cuts = [0, *range(room, len(ids), length), len(ids)]
-    for start, end in zip(cuts, cuts[1:], strict=False):
+    for start, end in pairwise(cuts):
         if end > start:
             yield ids[start:end]
 

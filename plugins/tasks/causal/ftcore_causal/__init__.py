@@ -1,4 +1,4 @@
-"""Instructions and conversations for a causal language model: the loss is on what the assistant says, and only there."""
+"""Instructions and conversations for a causal language model: the loss is on what the assistant says."""
 
 from __future__ import annotations
 

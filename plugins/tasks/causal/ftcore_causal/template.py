@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +86,7 @@ class Template:
         return encoded
 
     def encode(self, conversation: Conversation, length: int) -> Encoded:
-        """Tokens of the rendered text, labelled where an answer stands, cut after `length`; BadRow when nothing is left."""
+        """Tokens of the rendered text, labelled where an answer stands, cut after `length`; BadRow if none is left."""
         self._refuse_specials(conversation.messages)
         text = self.render(conversation.messages)
         regions = self._regions(conversation.messages, text)
@@ -106,10 +108,13 @@ class Template:
         return Encoded(row, stop_id, stop_id in row.labels, len(ids) > length, merged)
 
     def pieces(self, encoded: Encoded) -> tuple[tuple[str, bool], ...]:
-        """The row token by token, each with whether it is supervised."""
+        """The row as text, parted where supervision begins and ends."""
         row = encoded.row
-        ids, wanted = row.input_ids.tolist(), row.labels.tolist()
-        return tuple((self.tokenizer.decode([i]), label != IGNORED) for i, label in zip(ids, wanted, strict=True))
+        tokens = zip(row.input_ids.tolist(), (row.labels != IGNORED).tolist(), strict=True)
+        return tuple(
+            (self.tokenizer.decode([token for token, _ in group]), supervised)
+            for supervised, group in groupby(tokens, key=itemgetter(1))
+        )
 
     def _refuse_specials(self, messages: Sequence[Message]) -> None:
         """A special token written out in a message would steer the model; such a row is refused."""
@@ -135,8 +140,8 @@ class Template:
             at = text.find(message.content.strip(), len(prompt))
             if not text.startswith(prompt) or at < 0:
                 raise Refused(
-                    f"the chat template renders answer {number + 1} of a conversation otherwise when more follows, so no "
-                    "exact mask exists; use single-turn rows or give another with --causal.template"
+                    f"the chat template renders turn {number + 1} of a conversation otherwise when more follows, so "
+                    "no exact mask exists; use single-turn rows or give another with --causal.template"
                 )
             regions.append(self._region(text, len(prompt), at + len(message.content.strip())))
         return regions

@@ -1,0 +1,92 @@
+"""Merging: a finished run becomes a plain checkpoint, compared with the adapted model before it takes its name."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ftcore.errors import FtcoreError, Refused
+from ftcore.hooks import Loaded
+from ftcore.pipeline import Attached, attach
+from ftcore.seeds import seeded
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+# The largest difference of two logits that rounding explains, as a share of the largest logit, by bytes of a weight.
+TOLERANCE: Mapping[int, float] = {4: 1e-4, 2: 6e-2}
+
+
+def merge(directory: Path, output: Path, say: Callable[[str], None], overrides: Mapping[str, object]) -> Path:
+    """`output` holds the base's class and tensors with the adapter folded in; it appears whole or not at all."""
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise Refused(f"the output '{output}' exists already; name a new directory")
+    attached = attach(directory, "merge", say, overrides)
+    wanted = logits_of_probe(attached.injected.model, attached.loaded)
+    merged = fold(attached)
+    _same_shape(merged, attached)
+    difference = _compare(wanted, logits_of_probe(merged, attached.loaded), next(merged.parameters()).element_size())
+    say(f"the merged model's logits are within {difference:.1e} of the adapted model's")
+    _write(merged, attached.loaded, output)
+    return output
+
+
+def fold(attached: Attached) -> nn.Module:
+    """The adapted model with each method's change folded into plain weights, the last method first."""
+    model = attached.injected.model
+    for chosen in reversed(attached.hooks.methods):
+        model = attached.hooks.merge(attached.run, chosen, model)
+    return model
+
+
+def logits_of_probe(model: nn.Module, loaded: Loaded) -> Tensor:
+    """The model's logits for a fixed row of tokens, in float32."""
+    import torch
+
+    with seeded(0, "probe"):
+        row = torch.randint(0, loaded.vocab_size, (1, min(32, loaded.max_positions)))
+    device = next(model.parameters()).device
+    with torch.inference_mode():
+        logits: Tensor = model(input_ids=row.to(device), use_cache=False).logits
+    return logits.float().cpu()
+
+
+def _same_shape(merged: nn.Module, attached: Attached) -> None:
+    """The merged model is what the base was: class and tensor names."""
+    if type(merged) is not attached.base_class:
+        raise FtcoreError(f"the methods' merge returned {type(merged).__name__}, not {attached.base_class.__name__}")
+    odd = sorted(attached.base_names ^ merged.state_dict().keys())
+    if odd:
+        raise FtcoreError(f"the merged model and its base differ in tensor '{odd[0]}'; the method's merge is wrong")
+
+
+def _compare(adapted: Tensor, merged: Tensor, weight_bytes: int) -> float:
+    """The largest difference; FtcoreError when it is more than rounding."""
+    difference = float((adapted - merged).abs().max())
+    allowed = TOLERANCE[weight_bytes] * max(1.0, float(adapted.abs().max()))
+    if not difference <= allowed:
+        raise FtcoreError(
+            f"the merged model's logits differ from the adapted model's by {difference:.2e}, more than {allowed:.0e}; "
+            "nothing was written"
+        )
+    return difference
+
+
+def _write(model: Any, loaded: Loaded, output: Path) -> None:
+    """The checkpoint is staged beside `output` and renamed into place."""
+    staged = output.parent / f".{output.name}.staged-{os.getpid()}"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        if loaded.stop_ids:
+            model.generation_config.eos_token_id = list(loaded.stop_ids)
+        model.save_pretrained(staged)
+        assert loaded.tokenizer is not None
+        loaded.tokenizer.save_pretrained(staged)
+        if output.exists():
+            output.rmdir()
+        staged.rename(output)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)

@@ -1,0 +1,154 @@
+"""What a run would do, found out without its weights: the same path on the meta device, up to the first step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ftcore import config
+from ftcore.adapters import Injected
+from ftcore.config import Recipe
+from ftcore.errors import Refused
+from ftcore.hooks import Data, Loaded
+from ftcore.pipeline import begin, inject_adapter, load_model, order_of, prepare_data
+from ftcore.progress import Screen, size
+from ftcore.training import dtype_of
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `ftcore plan` reports; `refused` says why the run would not start, and is None when it would."""
+
+    title: str = ""
+    refused: str | None = None
+    notices: tuple[str, ...] = ()
+    plugins: tuple[Mapping[str, str], ...] = ()
+    model: str = ""
+    trainable_parameters: int = 0
+    total_parameters: int = 0
+    matched_modules: tuple[str, ...] = ()
+    steps: int = 0
+    rows: int = 0
+    eval_rows: int = 0
+    tokens: int = 0
+    supervised_tokens: int = 0
+    counts: Mapping[str, int] = field(default_factory=dict)
+    batch_tokens: int = 0
+    packed: bool = True
+    peak_memory_bytes: int = 0
+    sample: tuple[tuple[str, bool], ...] = ()
+
+    def plain(self) -> dict[str, Any]:
+        """The plan as plain JSON values."""
+        return asdict(self)
+
+
+def plan(keys: Mapping[str, object], screen: Screen) -> Plan:
+    """The run that `keys` describe, taken as far as it goes without weights; a refusal is part of the answer."""
+    notices: list[str] = []
+    try:
+        return _plan(config.resolve(keys), notices)
+    except Refused as refusal:
+        return Plan(refused=str(refusal), notices=tuple(notices))
+    finally:
+        screen.finished()
+
+
+def _plan(recipe: Recipe, notices: list[str]) -> Plan:
+    hooks, run = begin(recipe, "plan", notices.append)
+    loaded = load_model(hooks, run)
+    total = sum(p.numel() for p in loaded.model.parameters())
+    data = prepare_data(hooks, run, loaded) if loaded.tokenizer is not None else None
+    if data is None:
+        notices.append("the checkpoint has no tokenizer, so the data was not looked at")
+    elif not data.train:
+        raise Refused("there are no training rows; name a file with --data")
+    order = order_of(recipe, loaded, data) if data else None
+    steps = recipe.settings.steps or (order.steps(recipe.settings.epochs) if order else 0)
+    largest = order.largest if order else recipe.settings.batch_size * recipe.settings.max_length
+    injected = inject_adapter(hooks, run, loaded, data, steps or 1)
+    counts = dict(data.counts) if data else {}
+    return Plan(
+        title=recipe.title,
+        notices=tuple(notices),
+        plugins=tuple(
+            {"kind": c.kind, "name": c.name, "distribution": c.distribution, "version": c.version}
+            for c in recipe.chosen
+        ),
+        model=f"{type(loaded.model).__name__} of {loaded.checkpoint}",
+        trainable_parameters=injected.trainable,
+        total_parameters=injected.total,
+        matched_modules=injected.matched,
+        steps=steps,
+        rows=len(data.train) if data else 0,
+        eval_rows=len(data.eval) if data else 0,
+        tokens=counts.get("tokens", 0),
+        supervised_tokens=counts.get("supervised_tokens", 0),
+        counts=counts,
+        batch_tokens=largest,
+        packed=not loaded.unpackable and recipe.settings.packing == "auto",
+        peak_memory_bytes=peak_memory(recipe, loaded, injected, total, data, largest),
+        sample=data.sample if data else (),
+    )
+
+
+def peak_memory(recipe: Recipe, loaded: Loaded, injected: Injected, total: int, data: Data | None, tokens: int) -> int:
+    """An estimate in bytes: frozen weights, 16 bytes a trained number, and what a step of `tokens` tokens keeps.
+
+    A block keeps about 16 vectors of the hidden size and 4 of the feed-forward size for each token, or its input
+    alone with gradient checkpointing; the head keeps its logits in float32, twice, where a token is supervised.
+    """
+    shape: Any = getattr(loaded.model, "config", None)
+    width: int = dtype_of(recipe.settings).itemsize
+    hidden, layers = int(getattr(shape, "hidden_size", 0)), int(getattr(shape, "num_hidden_layers", 0))
+    block = 16 * hidden + 4 * int(getattr(shape, "intermediate_size", 4 * hidden))
+    kept = hidden * layers + block if recipe.settings.gradient_checkpointing else block * layers
+    counts = data.counts if data else {}
+    share = counts.get("supervised_tokens", 1) / max(1, counts.get("tokens", 1))
+    frozen = max(0, total - injected.trainable)
+    logits = round(2 * 4 * tokens * share * loaded.vocab_size)
+    return frozen * width + 16 * injected.trainable + tokens * kept * width + logits
+
+
+def text(planned: Plan) -> str:
+    """The plan as a person reads it; supervised text of the sample stands between ⟦ and ⟧."""
+    if planned.refused:
+        return f"this run would be refused: {planned.refused}"
+    share = 100 * planned.trainable_parameters / max(1, planned.total_parameters)
+    lines = [
+        planned.title,
+        *planned.notices,
+        f"model        {planned.model}",
+        f"plugins      {', '.join(_named(p) for p in planned.plugins)}",
+        f"trainable    {planned.trainable_parameters:,} of {planned.total_parameters:,} ({share:.3f} %)",
+        f"modules      {len(planned.matched_modules)}: {_abridged(planned.matched_modules)}",
+        f"rows         {planned.rows:,} to train on, {planned.eval_rows:,} held out",
+        f"counts       {', '.join(_counted(k, v) for k, v in planned.counts.items())}",
+        f"steps        {planned.steps:,}, at most {planned.batch_tokens:,} tokens in a micro-batch, "
+        + ("packed without padding" if planned.packed else "padded"),
+        f"memory       about {size(planned.peak_memory_bytes)} (an estimate)",
+        f"sample       {_masked(planned.sample)}",
+    ]
+    return "\n".join(lines)
+
+
+def _named(plugin: Mapping[str, str]) -> str:
+    return f"{plugin['kind']} {plugin['name']} {plugin['version']}"
+
+
+def _counted(name: str, count: int) -> str:
+    return f"{name.replace('_', ' ')} {count:,}"
+
+
+def _abridged(names: tuple[str, ...], shown: int = 4) -> str:
+    return ", ".join(names[:shown]) + (" …" if len(names) > shown else "")
+
+
+def _masked(sample: tuple[tuple[str, bool], ...]) -> str:
+    text, inside = "", False
+    for piece, supervised in sample:
+        if supervised != inside:
+            text += "⟦" if supervised else "⟧"
+        text, inside = text + piece, supervised
+    return text + ("⟧" if inside else "")
