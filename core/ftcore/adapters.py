@@ -15,8 +15,6 @@ from ftcore.seeds import seeded
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-CONFIG_FILE, TENSOR_FILE = "adapter_config.json", "adapter_model.safetensors"
-
 
 @dataclass(frozen=True)
 class Injected:

@@ -12,6 +12,7 @@ from pydantic import Field
 from ftcore.declaring import nearest, options
 from ftcore.errors import Refused
 from ftcore.hooks import Loaded, Run, hookimpl
+from ftcore.settings import dtype_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -75,7 +76,6 @@ class HFModel:
         import transformers
 
         from ftcore.attention import register
-        from ftcore.training import dtype_of
 
         auto = getattr(transformers, HEADS[run.head])
         given = {"attn_implementation": register(), "dtype": dtype_of(run.settings), "trust_remote_code": False}

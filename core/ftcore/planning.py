@@ -13,7 +13,7 @@ from ftcore.errors import Refused
 from ftcore.hooks import Data, Loaded
 from ftcore.pipeline import begin, inject_adapter, load_model, order_of, prepare_data
 from ftcore.progress import Screen, size
-from ftcore.training import dtype_of
+from ftcore.settings import dtype_of
 
 
 @dataclass(frozen=True)

@@ -97,3 +97,13 @@ class Settings:
         if self.eval_data and self.eval_share:
             raise ValueError("--eval-data and --eval-share both name held-out rows; give one of them")
         return self
+
+
+def dtype_of(settings: Settings) -> Any:
+    """The torch dtype of the base weights and of the forward pass."""
+    import torch
+
+    if settings.precision == "auto":
+        fast = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        return torch.bfloat16 if fast else torch.float32
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[settings.precision]

@@ -19,7 +19,7 @@ from ftcore.errors import FtcoreError, Interrupted, Refused
 from ftcore.hooks import Batch, Data, Run, hookimpl
 from ftcore.progress import Screen, StepReport
 from ftcore.seeds import seeded
-from ftcore.settings import Settings
+from ftcore.settings import Settings, dtype_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -94,16 +94,6 @@ def autocast(run: Run, accelerator: Accelerator) -> AbstractContextManager[Any]:
     if kind == torch.float32:
         return nullcontext()
     return torch.autocast(accelerator.device.type, dtype=kind)
-
-
-def dtype_of(settings: Settings) -> Any:
-    """The torch dtype of the base weights and of the forward pass."""
-    import torch
-
-    if settings.precision == "auto":
-        fast = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-        return torch.bfloat16 if fast else torch.float32
-    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[settings.precision]
 
 
 def learning_rate(settings: Settings, peak: float, step: int, steps: int) -> float:
