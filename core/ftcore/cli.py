@@ -191,11 +191,10 @@ def run(ctx: click.Context, /, file: str | None, **given: Any) -> None:
 
     recipe = config.resolve(_keys(ctx, file, given))
     screen = _screen()
-    screen.say(f"{recipe.title} in {recipe.output}")
     from ftcore import pipeline
 
     outcome = pipeline.run(recipe, screen)
-    for line in _summary(outcome):
+    for line in _summary(outcome) if os.environ.get("RANK", "0") == "0" else ():
         click.echo(line)
 
 

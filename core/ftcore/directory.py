@@ -1,4 +1,4 @@
-"""The directory of a run: the record that says which run it is, its metrics, and the files that a finished one leaves."""
+"""The directory of a run: the record that says which run it is, its metrics, and what a finished one leaves."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def same_run(output: Path, now: Mapping[str, Any], allow_drift: bool, say: Calla
         strangers = sorted(p.name for p in output.iterdir() if p.name != ".lock")
         if strangers:
             raise Refused(
-                f"the output directory {output} holds '{strangers[0]}' and no run; name a new or empty one with --output"
+                f"the output directory {output} holds '{strangers[0]}' and no run; name a new one with --output"
             )
         return
     saved = json.loads(file.read_text(encoding="utf-8"))
@@ -79,8 +79,11 @@ def same_run(output: Path, now: Mapping[str, Any], allow_drift: bool, say: Calla
     breaking = [change for change in found if not change.harmless]
     if breaking and not allow_drift:
         listed = "; ".join(str(change) for change in breaking)
+        raise Refused(f"{output} holds another run: {listed}; name a new --output, or go on with --allow-drift")
+    if is_finished(output) and saved["steps"] != now["steps"]:
         raise Refused(
-            f"{output} holds another run: {listed}; name a new --output, or --allow-drift to go on all the same"
+            f"the run in {output} is finished after {saved['steps']} steps and cannot take {now['steps']}; "
+            "name a new --output"
         )
     for change in found:
         say(f"note: {change}")

@@ -22,7 +22,7 @@ from ftcore.errors import Refused
 from ftcore.families import read_tokenizer
 from ftcore.generation import generate
 from ftcore.hooks import Data, Intent, Loaded, Run
-from ftcore.progress import Screen
+from ftcore.progress import Screen, Silent
 from ftcore.seeds import seeded
 from ftcore.training import Core, Job, evaluate, evaluation_order, train
 
@@ -61,20 +61,24 @@ def run(recipe: Recipe, screen: Screen) -> Outcome:
     """The run is finished in its output directory: begun, resumed, or found finished already."""
     accelerator = accelerator_for(recipe)
     main, output = accelerator.is_main_process, recipe.output
+    screen = screen if main else Silent()
+    screen.say(f"{recipe.title} in {output}")
     with locked(output) if main else nullcontext():
         already = directory.is_finished(output)
         prepared = prepare(recipe, screen, answer=main and not already)
         record = directory.record(recipe, prepared.loaded, prepared.data, prepared.steps)
-        directory.same_run(output, record, recipe.settings.allow_drift, screen.say)
+        if main:
+            directory.same_run(output, record, recipe.settings.allow_drift, screen.say)
         if already:
             screen.say(f"{output} holds this run, finished already; nothing was trained")
             return outcome(prepared, directory.read_samples(output))
         if main:
             publish(output / directory.RUN_FILE, directory.as_json(record))
         fit(prepared, accelerator, screen)
-        samples = samples_of(prepared)
+        samples = samples_of(prepared) if main else ()
         if main:
             finish(prepared, record, samples)
+        accelerator.wait_for_everyone()
         return outcome(prepared, samples)
 
 
@@ -142,17 +146,20 @@ def inject_adapter(hooks: Hooks, run: Run, loaded: Loaded, data: Data | None, st
 
 def accelerator_for(recipe: Recipe) -> Accelerator:
     """One for each process; only fp16, which needs a scaler, is left to it, so that runs in threads can differ."""
+    import torch
     from accelerate import Accelerator
 
+    scaled = "fp16" if recipe.settings.precision == "fp16" else "no"
     with seeded(recipe.settings.seed, "accelerator"):
-        return Accelerator(mixed_precision="fp16" if recipe.settings.precision == "fp16" else "no")
+        return Accelerator(mixed_precision=scaled, cpu=not torch.accelerator.is_available())
 
 
 def fit(prepared: Prepared, accelerator: Accelerator, screen: Screen) -> None:
     """The adapter is trained to the last step, from the newest sound checkpoint if there is one."""
     settings, output = prepared.recipe.settings, prepared.recipe.output
     store = Store(output / "checkpoints", settings.keep)
-    checkpoint = store.latest(screen.say)
+    with accelerator.main_process_first():
+        checkpoint = store.latest(screen.say)
     if checkpoint is None and settings.resume:
         raise Refused(f"--resume was given and {output} holds no checkpoint; leave --resume out to start")
     if checkpoint is not None:

@@ -174,6 +174,7 @@ def train(job: Job, checkpoint: Checkpoint | None) -> float:
         try:
             job.screen.started(done, job.steps)
             for step, micro_batches in zip(range(done + 1, job.steps + 1), job.order.after(done), strict=False):
+                _leave_together(job, stop)
                 if step == 1 or _due(settings.eval_every, done):
                     _evaluate(job, model, watched, done)
                 batches = _batches(job, micro_batches)
@@ -326,12 +327,21 @@ def asked_to_stop() -> Iterator[threading.Event]:
         restore()
 
 
+STOPPED = "stopped as asked; everything is saved, run the same command again to go on"
+
+
+def _leave_together(job: Job, stop: threading.Event) -> None:
+    """Several processes stop before the same step, or they would wait for each other for ever."""
+    if _everywhere(float(stop.is_set()), job.accelerator):
+        raise Interrupted(STOPPED)
+
+
 def _watched(job: Job, stop: threading.Event) -> Loss:
-    """The task's loss, which leaves a step half-way when the run was asked to stop: nothing is updated yet."""
+    """The task's loss, which leaves a step half-way when a lone process was asked to stop: nothing is updated yet."""
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:
-        if stop.is_set():
-            raise Interrupted("stopped as asked; everything is saved, run the same command again to go on")
+        if stop.is_set() and job.accelerator.num_processes == 1:
+            raise Interrupted(STOPPED)
         return job.data.loss(model, batch)
 
     return loss
