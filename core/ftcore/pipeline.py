@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ftcore import adapters, config, directory
 from ftcore.adapters import Injected
-from ftcore.batches import Order
+from ftcore.batches import Order, TokenRow
 from ftcore.checkpoints import Store, locked, publish
 from ftcore.config import Recipe
 from ftcore.discovery import Hooks, bind, declared_datum
@@ -117,7 +117,7 @@ def prepare_data(hooks: Hooks, run: Run, loaded: Loaded) -> Data:
     if run.intent == "train" and not data.train:
         raise Refused("there are no training rows; name a file with --data")
     for row in (*data.train, *data.eval):
-        largest = int(max(getattr(row, "input_ids", (0,))))
+        largest = int(row.input_ids.max()) if isinstance(row, TokenRow) else 0
         if largest >= loaded.vocab_size:
             raise Refused(
                 f"{row.place} holds token {largest}, and the model has {loaded.vocab_size}; "

@@ -70,7 +70,7 @@ def model_config(tokenizer: Qwen2Tokenizer, context: int) -> Qwen2Config:
         eos_token_id=tokenizer.convert_tokens_to_ids(TURN_END),
         pad_token_id=tokenizer.convert_tokens_to_ids(DOCUMENT),
         architectures=["Qwen2ForCausalLM"],
-        dtype="bfloat16",
+        dtype="float32",
     )
 
 

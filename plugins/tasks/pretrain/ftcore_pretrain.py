@@ -48,7 +48,7 @@ class Pretrain:
         training, apart = held_out(training, named, settings)
         edges = self._edge(tokenizer, "bos"), self._edge(tokenizer, "eos")
         train = list(windows(encoded(tokenizer, training, edges), length))
-        held = list(windows(encoded(tokenizer, apart, edges), length, across=False))
+        held = list(apart_from_each_other(encoded(tokenizer, apart, edges), length))
         return Data(
             train=train,
             eval=held,
@@ -95,8 +95,8 @@ def encoded(
             yield document.place, [*before, *tokens, *after]
 
 
-def windows(documents: Iterator[tuple[str, list[int]]], length: int, across: bool = True) -> Iterator[TokenRow]:
-    """Rows of exactly `length` tokens over the documents laid end to end; not `across`, each document fills its own."""
+def windows(documents: Iterator[tuple[str, list[int]]], length: int) -> Iterator[TokenRow]:
+    """Rows of exactly `length` tokens over the documents laid end to end; the last one may be shorter."""
     tokens: list[int] = []
     lengths: list[int] = []
     origin = ""
@@ -104,11 +104,19 @@ def windows(documents: Iterator[tuple[str, list[int]]], length: int, across: boo
         for piece in pieces(ids, length, length - len(tokens)):
             origin = origin or place
             tokens, lengths = tokens + piece, [*lengths, len(piece)]
-            if len(tokens) == length or not across:
+            if len(tokens) == length:
                 yield token_row(tokens, tokens, origin, lengths)
                 tokens, lengths, origin = [], [], ""
     if len(tokens) > 1:
         yield token_row(tokens, tokens, origin, lengths)
+
+
+def apart_from_each_other(documents: Iterator[tuple[str, list[int]]], length: int) -> Iterator[TokenRow]:
+    """Each document in rows of at most `length` tokens that overlap by one, so that every token is predicted once."""
+    for place, ids in documents:
+        for start in range(0, max(1, len(ids) - 1), length - 1):
+            piece = ids[start : start + length]
+            yield token_row(piece, piece, place)
 
 
 def pieces(ids: list[int], length: int, room: int) -> Iterator[list[int]]:

@@ -1,0 +1,193 @@
+"""LoRA adapts exactly the chosen modules, starts as the base and refuses what it cannot be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import ftcore
+import pytest
+import torch
+from ftcore import adapters
+from ftcore.adapters import Injected
+from ftcore.discovery import bind, choose
+from ftcore.hooks import Loaded, Run
+from ftcore.settings import Settings
+from ftcore.training import Core
+from torch import nn
+
+FAMILIES = [("qwen", "qwen2"), ("qwen", "qwen3"), ("llama", "llama")]
+ATTENTION = ("attention.q", "attention.k", "attention.v", "attention.o")
+MLP = ("mlp.gate", "mlp.up", "mlp.down")
+
+
+def injected(loaded: Loaded, **options: Any) -> Injected:
+    """`loaded` with LoRA in place."""
+    hooks = bind([choose("method", "lora", options)], Core())
+    return adapters.inject(hooks, Run(Settings(), "train", "causal-lm"), loaded, None, 10)
+
+
+def modules(loaded: Loaded, roles: Iterable[str]) -> set[str]:
+    """The names of the modules with these roles."""
+    return {name for role in roles for name in loaded.parts[role]}
+
+
+def adapted(model: nn.Module) -> set[str]:
+    """The base's names of the modules that hold a LoRA pair."""
+    found = {name.partition(".lora_A.")[0] for name, _ in model.named_parameters() if ".lora_A." in name}
+    return {name.removeprefix("base_model.model.") for name in found}
+
+
+@pytest.mark.parametrize(("family", "kind"), FAMILIES)
+@pytest.mark.parametrize(
+    ("parts", "roles"),
+    [
+        (None, ATTENTION + MLP),
+        (["attention"], ATTENTION),
+        (["attention.q", "mlp"], ("attention.q", *MLP)),
+        (["head"], ("head",)),
+        (["attention.o", "embedding"], ("attention.o", "embedding")),
+    ],
+)
+def test_exactly_the_modules_of_the_chosen_parts_are_adapted(
+    family: str, kind: str, parts: list[str] | None, roles: tuple[str, ...], checkpoint: Callable[..., Path]
+) -> None:
+    loaded = ftcore.load(family, checkpoint=checkpoint(kind))
+    wanted = modules(loaded, roles)
+    shapes = {name: tuple(loaded.model.get_submodule(name).weight.shape) for name in wanted}
+    found = injected(loaded, r=5, **({"parts": parts} if parts else {}))
+    assert set(found.matched) == wanted
+    assert found.trainable == sum(5 * (rows + columns) for rows, columns in shapes.values())
+    trained = {name for name, p in found.model.named_parameters() if p.requires_grad}
+    assert all(".lora_" in name for name in trained)
+    assert len(trained) == 2 * len(wanted)
+
+
+def test_exactly_the_named_modules_are_adapted(checkpoint: Callable[..., Path]) -> None:
+    cases: dict[tuple[str, ...], set[str]] = {
+        ("q_proj",): {"model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.q_proj"},
+        ("layers.1.self_attn.q_proj", "model.layers.0.mlp.up_proj"): {
+            "model.layers.1.self_attn.q_proj", "model.layers.0.mlp.up_proj",
+        },
+        ("lm_head",): {"lm_head"},
+    }  # fmt: skip
+    for targets, wanted in cases.items():
+        loaded = ftcore.load("qwen", checkpoint=checkpoint("qwen2"))
+        assert adapted(injected(loaded, target_modules=targets).model) == wanted
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"parts": ["attention", "mlp.upp"]}, r"no part 'mlp\.upp'; did you mean 'mlp\.up'\?"),
+        ({"parts": ["attn"]}, r"no part 'attn'; did you mean 'attention"),
+        ({"target_modules": ["q_proj", "k_porj"]}, r"is named 'k_porj'; did you mean 'k_proj'\?"),
+        ({"target_modules": ["layers.7.self_attn.q_proj"]}, r"is named 'layers\.7\.self_attn\.q_proj'"),
+    ],
+)
+def test_what_matches_nothing_is_refused_also_when_others_match(
+    options: dict[str, Any], message: str, checkpoint: Callable[..., Path]
+) -> None:
+    with pytest.raises(ftcore.Refused, match=message):
+        injected(ftcore.load("qwen", checkpoint=checkpoint("qwen2")), **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"r": 0}, r"method 'lora' .*option 'r' is 0"),
+        ({"r": "many"}, r"option 'r' is 'many'"),
+        ({"alpha": -1}, r"option 'alpha' is -1"),
+        ({"dropout": 1.0}, r"option 'dropout' is 1\.0"),
+        ({"bias": "some"}, r"option 'bias' is 'some'.*'none', 'all' or 'lora_only'"),
+        ({"init": "kaiming"}, r"option 'init' is 'kaiming'"),
+        ({"rank": 8}, r"has no option 'rank'; "),
+        ({"use_dorra": True}, r"has no option 'use_dorra'; did you mean 'use_dora'\?"),
+    ],
+)
+def test_a_bad_option_is_refused_by_name(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ftcore.Refused, match=message):
+        ftcore.inject(nn.Sequential(nn.Linear(4, 4)), method="lora", target_modules=["0"], **options)
+
+
+def test_an_option_may_come_as_the_text_of_a_flag(checkpoint: Callable[..., Path]) -> None:
+    loaded = ftcore.load("qwen", checkpoint=checkpoint("qwen2"))
+    found = injected(loaded, r="3", parts="attention.q, mlp.up", use_rslora="true")
+    assert adapted(found.model) == modules(loaded, ("attention.q", "mlp.up"))
+    assert all(p.shape[0] == 3 for name, p in found.model.named_parameters() if "lora_A" in name)
+
+
+@pytest.mark.parametrize(
+    ("options", "tolerance"),
+    [
+        ({}, 0.0),
+        ({"dropout": 0.5}, 0.0),
+        ({"bias": "all"}, 0.0),
+        ({"init": "gaussian"}, 0.0),
+        ({"use_rslora": True}, 0.0),
+        ({"use_dora": True}, 1e-5),
+        ({"init": "pissa"}, 1e-4),
+        ({"init": "olora"}, 1e-4),
+        ({"init": "orthogonal"}, 1e-4),
+    ],
+    ids=str,
+)
+def test_the_start_is_the_base(options: dict[str, Any], tolerance: float, checkpoint: Callable[..., Path]) -> None:
+    loaded = ftcore.load("qwen", checkpoint=checkpoint("qwen2"))
+    ids = torch.arange(5, 45).reshape(2, 20)
+    with torch.no_grad():
+        before = loaded.model(ids).logits
+        model = injected(loaded, **options).model.eval()
+        assert float((model(ids).logits - before).abs().max()) <= tolerance
+
+
+@pytest.mark.parametrize("scaling", [{"alpha": 6}, {"alpha": 6, "use_rslora": True}])
+def test_the_update_is_the_published_formula(scaling: dict[str, Any]) -> None:
+    """h = W x + b + s B A x with s = alpha / r, or alpha / sqrt(r) for rsLoRA."""
+    torch.manual_seed(0)
+    base = nn.Sequential(nn.Linear(5, 7))
+    weight, bias = base[0].weight.detach().clone(), base[0].bias.detach().clone()
+    model = ftcore.inject(base, method="lora", target_modules=["0"], r=4, **scaling)
+    pair = {name.split(".")[-3]: p for name, p in model.named_parameters() if p.requires_grad}
+    assert {name: tuple(p.shape) for name, p in pair.items()} == {"lora_A": (4, 5), "lora_B": (7, 4)}
+    torch.nn.init.normal_(pair["lora_B"])
+    scale = 6 / 2 if "use_rslora" in scaling else 6 / 4
+    given = torch.randn(3, 5)
+    wanted = given @ (weight + scale * pair["lora_B"] @ pair["lora_A"]).T + bias
+    assert torch.allclose(model(given), wanted, atol=1e-5)
+
+
+def test_any_torch_module_gets_an_adapter_by_module_name() -> None:
+    base = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2))
+    given = torch.randn(4, 6)
+    before = base(given).detach()
+    model = ftcore.inject(base, method="lora", target_modules=["0"])
+    assert torch.equal(model(given), before)
+    frozen = {name: p.detach().clone() for name, p in model.named_parameters() if not p.requires_grad}
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert sum(p.numel() for p in trained.values()) == 8 * (6 + 8)
+    assert adapted(model) == {"0"}
+    optimizer = torch.optim.SGD(trained.values(), lr=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(given).square().sum().backward()
+        optimizer.step()
+    assert not torch.equal(model(given), before)
+    assert all(torch.equal(dict(model.named_parameters())[name], p) for name, p in frozen.items())
+
+
+def test_a_module_without_parts_wants_names() -> None:
+    with pytest.raises(ftcore.Refused, match="no part 'attention'"):
+        ftcore.inject(nn.Sequential(nn.Linear(6, 8)), method="lora")
+
+
+def test_dropout_acts_in_training_and_not_in_evaluation(checkpoint: Callable[..., Path]) -> None:
+    model = injected(ftcore.load("qwen", checkpoint=checkpoint("qwen2")), dropout=0.5).model
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    ids = torch.arange(5, 25)[None]
+    with torch.no_grad():
+        assert not torch.equal(model.train()(ids).logits, model(ids).logits)
+        assert torch.equal(model.eval()(ids).logits, model(ids).logits)

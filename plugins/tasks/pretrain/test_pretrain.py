@@ -1,0 +1,197 @@
+"""Running text fills windows to the last token, documents never see each other, and its bits are counted right."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import ftcore
+import pytest
+import torch
+from ftcore.batches import TokenRow
+from ftcore.hooks import Data, Loaded, Run
+from ftcore.settings import Settings
+from ftcore_pretrain import Pretrain
+from torch.nn.functional import cross_entropy
+
+SEPARATOR = "\n<|endoftext|>\n"
+
+
+def prepared(loaded: Loaded, data: Path, own: dict[str, Any] | None = None, **keys: Any) -> Data:
+    """The task's rows for a run on `data`; `own` are its options."""
+    run = Run(Settings(data=(str(data),), **keys), "train", "causal-lm")
+    return Pretrain(**(own or {})).prepare_data(run, loaded)
+
+
+def documents(file: Path) -> list[str]:
+    """The texts that the story fixture wrote."""
+    return file.read_text(encoding="utf-8").split(SEPARATOR)
+
+
+def laid_out(rows: Sequence[TokenRow]) -> list[list[int]]:
+    """The documents as the rows hold them: pieces, in order."""
+    pieces = []
+    for row in rows:
+        start = 0
+        for length in row.lengths:
+            pieces.append(row.input_ids[start : start + length].tolist())
+            start += length
+    return pieces
+
+
+@pytest.mark.parametrize("length", [2, 7, 40, 64, 10_000])
+@pytest.mark.parametrize(
+    ("edges", "before", "after"),
+    [
+        ({}, [], ["<|im_end|>"]),
+        ({"bos": "<|im_start|>", "eos": "<|endoftext|>"}, ["<|im_start|>"], ["<|endoftext|>"]),
+        ({"bos": "none", "eos": "none"}, [], []),
+    ],
+)
+def test_windows_are_full_and_hold_every_document_between_its_edges(
+    length: int, edges: dict[str, str], before: list[str], after: list[str],
+    checkpoint: Callable[..., Path], story: Path,
+) -> None:  # fmt: skip
+    loaded = ftcore.load("qwen", checkpoint=checkpoint("qwen2"))
+    own = {name: None if value == "none" else value for name, value in edges.items()}
+    data = prepared(loaded, story, own, max_length=length)
+    tokenizer = loaded.tokenizer
+    wanted = [
+        tokenizer.convert_tokens_to_ids([*before, *tokenizer.tokenize(text), *after]) for text in documents(story)
+    ]
+    size = min(length, loaded.max_positions)
+    assert [row.size for row in data.train[:-1]] == [size] * (len(data.train) - 1)
+    assert 2 <= data.train[-1].size <= size
+    whole = [token for row in data.train for token in row.input_ids.tolist()]
+    laid = [token for ids in wanted for token in ids]
+    assert whole == laid[: len(whole)]
+    assert len(laid) - len(whole) <= 1  # a single token left over has nothing to predict
+    assert all(row.labels.tolist() == row.input_ids.tolist() for row in data.train)
+    starts = {0}
+    for ids in wanted:
+        starts.add(max(starts) + len(ids))
+    for row, offset in zip(data.train, range(0, len(whole), size), strict=True):
+        assert sum(row.lengths) == row.size
+        borders = {offset + sum(row.lengths[:i]) for i in range(len(row.lengths))} - {offset}
+        assert borders == {start for start in starts if offset < start < offset + row.size}
+    assert data.counts["documents"] == 4
+    assert data.counts["supervised_tokens"] == sum(row.size - len(row.lengths) for row in data.train)
+
+
+def test_the_pieces_of_the_rows_read_as_the_documents(checkpoint: Callable[..., Path], story: Path) -> None:
+    loaded = ftcore.load("qwen", checkpoint=checkpoint("qwen2"))
+    whole = "".join(loaded.tokenizer.decode(piece) for piece in laid_out(prepared(loaded, story, max_length=9999).train))
+    assert whole == "".join(text + "<|im_end|>" for text in documents(story))
+
+
+def test_without_a_separator_the_file_is_one_document(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    file = tmp_path / "book.txt"
+    file.write_text("The cat sat.\n\nThe dog ran.\n", encoding="utf-8")
+    loaded = ftcore.load("qwen", checkpoint=checkpoint("qwen2"))
+    row = prepared(loaded, file, {"separator": None}).train[0]
+    assert loaded.tokenizer.decode(row.input_ids.tolist()) == "The cat sat.\n\nThe dog ran.<|im_end|>"
+
+
+def test_a_document_does_not_change_the_loss_of_another(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    loaded = ftcore.load("qwen", checkpoint=checkpoint("qwen2"))
+
+    def losses(first: str) -> list[float]:
+        """The loss of each token of the last two documents beside `first`."""
+        file = tmp_path / "text.txt"
+        file.write_text(SEPARATOR.join([first, "The dog ran over the hill.", "The rain!"]), encoding="utf-8")
+        row = prepared(loaded, file).train[0]
+        assert len(row.lengths) == 3
+        batch = Pretrain().prepare_data(Run(Settings(data=(str(file),)), "train", "causal-lm"), loaded).collate([row])
+        with torch.no_grad():
+            logits = loaded.model(**batch.inputs).logits[0]
+        each = cross_entropy(logits, batch.targets["labels"], reduction="none").tolist()
+        return each[row.lengths[0] - 1 :]
+
+    assert losses("The cat sat by the door.") == pytest.approx(losses("小猫在门口看雨。"), rel=1e-5)
+    assert len(losses("Lily said hello.")) > 5
+
+
+def nats(folder: Path, texts: Sequence[str], before: list[int], after: list[int]) -> float:
+    """The sum of the losses of each document on its own, by plain transformers."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    total = 0.0
+    for text in texts:
+        ids = torch.tensor([[*before, *tokenizer(text, add_special_tokens=False)["input_ids"], *after]])
+        with torch.no_grad():
+            total += float(model(input_ids=ids, labels=ids).loss) * (ids.shape[1] - 1)
+    return total
+
+
+def test_bits_per_character_are_those_of_plain_transformers(
+    checkpoint: Callable[..., Path], story: Path, tmp_path: Path
+) -> None:
+    folder = checkpoint("qwen2")
+    outcome = ftcore.run(
+        method="lora", task="pretrain", model="qwen", checkpoint=folder, data=story, eval_data=story, steps=1,
+        output=tmp_path / "run", max_length=256, batch_size=3, pretrain={"bos": "<|endoftext|>"},
+    )  # fmt: skip
+    texts = documents(story)
+    total = nats(folder, texts, [0], [2])
+    bits = total / math.log(2) / sum(len(text) for text in texts)
+    assert outcome.before["bits_per_character"] == pytest.approx(bits, rel=1e-5)
+    assert outcome.before["perplexity"] == pytest.approx(math.exp(outcome.before["loss"]), rel=1e-9)
+    assert outcome.before["loss"] * outcome.before["tokens"] == pytest.approx(total, rel=1e-5)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert lines[0]["eval_bits_per_character"] == outcome.before["bits_per_character"]
+
+
+def test_held_out_documents_are_measured_each_on_its_own(checkpoint: Callable[..., Path], story: Path) -> None:
+    loaded = ftcore.load("qwen", checkpoint=checkpoint("qwen2"))
+    data = prepared(loaded, story, eval_data=(str(story),), max_length=256)
+    assert [len(row.lengths) for row in data.eval] == [1, 1, 1, 1]
+    shared = prepared(loaded, story, eval_share=0.25, max_length=256)
+    held = {loaded.tokenizer.decode(row.input_ids.tolist()) for row in shared.eval}
+    assert len(held) == 1
+    assert held.isdisjoint({loaded.tokenizer.decode(piece) for piece in laid_out(shared.train)})
+
+
+def test_rows_with_text_are_documents_too(checkpoint: Callable[..., Path], story: Path, tmp_path: Path) -> None:
+    file = tmp_path / "story.jsonl"
+    lines = [json.dumps({"text": text}, ensure_ascii=False) for text in documents(story)]
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    loaded = ftcore.load("qwen", checkpoint=checkpoint("qwen2"))
+    one, other = prepared(loaded, story, max_length=50), prepared(loaded, file, max_length=50)
+    assert [row.identity() for row in one.train] == [row.identity() for row in other.train]
+
+
+def test_an_opening_begins_as_a_document_does(checkpoint: Callable[..., Path], story: Path) -> None:
+    loaded = ftcore.load("qwen", checkpoint=checkpoint("qwen2"))
+    probe = prepared(loaded, story, {"show": ("The cat",), "bos": "<|im_start|>"}).probes[0]
+    assert loaded.tokenizer.decode(list(probe.input_ids)) == "<|im_start|>The cat"
+
+
+@pytest.mark.parametrize(("edge", "token"), [("bos", "<s>"), ("eos", "The")])
+def test_an_edge_that_is_no_token_is_refused(
+    edge: str, token: str, checkpoint: Callable[..., Path], story: Path
+) -> None:
+    loaded = ftcore.load("qwen", checkpoint=checkpoint("qwen2"))
+    with pytest.raises(ftcore.Refused, match=f"option '{edge}' is '{token}', which is no token of this tokenizer"):
+        prepared(loaded, story, {edge: token + "@@" if token == "The" else token})
+
+
+def test_no_data_is_refused(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(ftcore.Refused, match=r"no built-in text; name a \.txt file with --data"):
+        ftcore.run(
+            method="lora", task="pretrain", model="qwen", checkpoint=checkpoint("qwen2"), output=tmp_path / "run"
+        )
+
+
+def test_a_bad_document_is_refused_by_file_and_line_or_counted(
+    checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"text": "The cat sat."}\n{"text": 3}\n{"text": "The dog ran."}\n', encoding="utf-8")
+    loaded = ftcore.load("qwen", checkpoint=checkpoint("qwen2"))
+    with pytest.raises(ftcore.Refused, match=r"rows\.jsonl:2: text is the number 3"):
+        prepared(loaded, file)
+    assert prepared(loaded, file, on_bad_row="skip").counts["documents"] == 2
