@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 def run(*, screen: Screen | None = None, **keys: Any) -> Outcome:
     """Train as `ftcore run` does; `keys` are those of a YAML file, plugins by name or as instances.
 
-    `ftcore.run(method="lora", task="causal", model="qwen", data="rows.jsonl", lora={"r": 16})`. Raises Refused
-    for what cannot be run as given and Interrupted when asked to stop, with everything saved.
+    `ftcore.run(method=M, task=T, model=F, data="rows.jsonl", M={"option": value})`. Raises Refused for what cannot
+    be run as given and Interrupted when asked to stop, with everything saved.
     """
     from ftcore import config, pipeline
 

@@ -32,7 +32,7 @@ def packed_attention(
     cu_seq_lens_q: Tensor | None = None,
     **rest: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention of (1, heads, tokens, d) inside each segment of `cu_seq_lens_q`; without it, transformers' SDPA.
+    """Autoregressive attention of (1, heads, tokens, d) inside each segment of `cu_seq_lens_q`, if given.
 
     The result has the shape (1, tokens, heads, d).
     """

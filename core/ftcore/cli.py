@@ -52,7 +52,7 @@ def main() -> None:
 def cli() -> None:
     """Fine-tune transformer models through plugins.
 
-    ftcore run --method lora --task causal --model qwen
+    'ftcore plugins' lists the methods, tasks and model families that are installed.
     """
 
 
@@ -185,7 +185,7 @@ def _keys(ctx: click.Context, file: str | None, given: Mapping[str, Any]) -> dic
 def run(ctx: click.Context, /, file: str | None, **given: Any) -> None:
     """Train an adapter; the same command again resumes it.
 
-    The flags of a plugin appear in this help once it is named, as in 'ftcore run --method lora --help'.
+    The flags of a plugin appear in this help once it is named, as in 'ftcore run --method NAME --help'.
     """
     from ftcore import config
 

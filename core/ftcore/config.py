@@ -106,7 +106,7 @@ def read(path: str | Path) -> dict[str, Any]:
         problem = getattr(broken, "problem", None) or broken
         raise Refused(f"{place}: this is no YAML ({problem}); mend the line") from None
     if not isinstance(values, dict):
-        raise Refused(f"{file} holds {type(values).__name__}, not keys such as 'method: lora'")
+        raise Refused(f"{file} holds {type(values).__name__}, not keys such as 'method: NAME'")
     saved = values.get("run") if "ftcore" in values else values
     return {str(key).replace("-", "_"): value for key, value in _mapping(saved, file).items()}
 

@@ -146,6 +146,8 @@ def read_tokenizer(folder: str, *, optional: bool = False) -> PreTrainedTokenize
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        if len(tokenizer) <= len(tokenizer.all_special_ids):  # what some classes make of a folder without their files
+            raise ValueError("it has no vocabulary; add its tokenizer.json")
     except Exception as unreadable:
         if optional:
             return None
@@ -158,16 +160,18 @@ def read_tokenizer(folder: str, *, optional: bool = False) -> PreTrainedTokenize
 
 def strictly_loaded(auto: Any, folder: str, config: PreTrainedConfig, given: Mapping[str, Any]) -> PreTrainedModel:
     """The model with every tensor of the checkpoint in its place; a missing or unexpected one is refused by name."""
+    from safetensors import SafetensorError
+
     try:
         model, info = auto.from_pretrained(
-            folder, config=config, output_loading_info=True, use_safetensors=True, **given
+            folder, config=config, output_loading_info=True, use_safetensors=True, ignore_mismatched_sizes=True, **given
         )
-    except (OSError, RuntimeError) as unreadable:
+    except (OSError, RuntimeError, SafetensorError) as unreadable:
         reason = str(unreadable).strip().splitlines()[0]
         raise Refused(f"the weights in '{folder}' cannot be read: {reason}") from None
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[kind]:
-            name = sorted(str(key) for key in info[kind])[0]
+            name = min(key if isinstance(key, str) else key[0] for key in info[kind])
             raise Refused(
                 f"the weights in '{folder}' do not fill the model: {len(info[kind])} {kind.replace('_keys', '')} "
                 f"tensors, the first is '{name}'; the checkpoint is incomplete or of another architecture"

@@ -107,10 +107,11 @@ class Data:
 
 @dataclass(frozen=True)
 class Adapter:
-    """What a method keeps on disk: `config` for adapter_config.json and the tensors for adapter_model.safetensors."""
+    """What a method keeps on disk: its configuration, its tensors, and the library that reads them."""
 
     config: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
+    library: str = "ftcore"
 
 
 @hookspec

@@ -227,7 +227,7 @@ def finish(prepared: Prepared, record: Mapping[str, Any], samples: Sequence[Mapp
         metrics=directory.read_metrics(output / directory.METRICS_FILE),
         samples=samples,
         base=prepared.loaded.checkpoint,
-        library="peft" if "peft_type" in adapter.config else "ftcore",
+        library=adapter.library,
     )
     directory.write_pages(output, finished)
 

@@ -11,11 +11,11 @@ import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import cycle
 from pathlib import Path
-from typing import Literal, NoReturn, TypeAlias
+from typing import NoReturn, TypeAlias
 
 from ftcore.errors import Refused
+from ftcore.problems import BadRow, Problem, Problems, abridged, filled, refuse, settle, shown
 
 
 @dataclass(frozen=True)
@@ -45,88 +45,6 @@ class Document:
     def place(self) -> str:
         """The document's file and line, as an editor takes them."""
         return f"{self.source}:{self.line}"
-
-
-@dataclass(frozen=True)
-class Message:
-    """What one speaker said: the role is `system`, `user` or `assistant`."""
-
-    role: str
-    content: str
-
-
-@dataclass(frozen=True)
-class Conversation:
-    """Messages that alternate user and assistant, end with the assistant, and may open with a system turn."""
-
-    messages: tuple[Message, ...]
-    place: str
-
-
-@dataclass(frozen=True)
-class Problem:
-    """What keeps one row from being used; rows with one remedy count as one kind."""
-
-    place: str
-    field: str
-    found: str
-    remedy: str
-
-    def __str__(self) -> str:
-        return f"{self.place}: {self.field} {self.found}; {self.remedy}"
-
-    @property
-    def kind(self) -> str:
-        """What this problem shares with others of its sort, whatever the place and the value."""
-        return f"{re.sub('[0-9]+', '', self.field)}: {self.remedy}"
-
-
-class BadRow(Exception):
-    """A row that cannot be used; the rest of its file may be sound."""
-
-    def __init__(self, problem: Problem) -> None:
-        super().__init__(str(problem))
-        self.problem = problem
-
-
-class Problems:
-    """The problems of all files of one pass."""
-
-    def __init__(self) -> None:
-        self._found: list[Problem] = []
-
-    def add(self, problem: Problem) -> None:
-        """The problem is listed and counted."""
-        self._found.append(problem)
-
-    def __len__(self) -> int:
-        return len(self._found)
-
-    def kinds(self, limit: int = 6) -> list[str]:
-        """How many problems there are of each kind, the most frequent first."""
-        counts = Counter(problem.kind for problem in self._found).most_common()
-        shown = [f"{count} × {kind}" for kind, count in counts[:limit]]
-        return shown + [f"{len(counts) - limit} more kinds"] * (len(counts) > limit)
-
-    def summary(self, limit: int = 20) -> str:
-        """The first problems, a line each, then the count of all by kind."""
-        lines = [str(problem) for problem in self._found[:limit]]
-        lines += [f"… and {len(self) - limit} more"] * (len(self) > limit)
-        return "\n".join([*lines, "By kind:", *self.kinds()])
-
-
-def settle(problems: Problems, policy: Literal["error", "skip"], kept: int) -> str | None:
-    """Either the run goes on, with a notice of the rows left out, or it is refused with all that is wrong."""
-    rows = f"{len(problems)} of {len(problems) + kept} rows cannot be used"
-    if not len(problems):
-        if not kept:
-            raise Refused("The data holds no row; pass a file with rows.")
-        return None
-    if not kept:
-        raise Refused(f"{rows}, so that none is left to train on:\n{problems.summary()}")
-    if policy == "error":
-        raise Refused(f"{rows}:\n{problems.summary()}\nMend them; `--on-bad-row skip` leaves them out.")
-    return f"{len(problems)} rows left out of {len(problems) + kept}: {'; '.join(problems.kinds())}"
 
 
 def read_records(sources: Sequence[str], problems: Problems) -> list[Record]:
@@ -167,7 +85,7 @@ def _unusable(value: object) -> Problem:
     if isinstance(value, Problem):
         return value
     key = '"messages": ' if isinstance(value, list) else '"text": '
-    return Problem("", "row", f"is {_shown(value)}", f"put it in an object: {{{key}…}}")
+    return Problem("", "row", f"is {shown(value)}", f"put it in an object: {{{key}…}}")
 
 
 def _documents(source: str, separator: str | None, problems: Problems) -> Iterator[Document]:
@@ -178,7 +96,7 @@ def _documents(source: str, separator: str | None, problems: Problems) -> Iterat
         records = (Record({"text": part}, source, line) for line, part in _parts(text, separator or ""))
     for record in records:
         try:
-            yield Document(_filled(record.fields, "text"), record.source, record.line)
+            yield Document(filled(record.fields, "text"), record.source, record.line)
         except BadRow as error:
             problems.add(replace(error.problem, place=record.place))
 
@@ -204,11 +122,11 @@ def _local(source: str, suffixes: tuple[str, ...]) -> Path | None:
     path = Path(os.path.expanduser(source))
     if path.is_dir():
         names = sorted(child.name for child in path.iterdir() if child.is_file())
-        raise Refused(f"{source} is a directory; pass a file of it: {_few(names) or 'it holds none'}.")
+        raise Refused(f"{source} is a directory; pass a file of it: {abridged(names) or 'it holds none'}.")
     if path.exists():
         if path.suffix.lower() in suffixes:
             return path
-        task = "; running text is for `--task pretrain`" if path.suffix.lower() in _TEXT else ""
+        task = "; running text is for a task that reads it" if path.suffix.lower() in _TEXT else ""
         kind = f"a {path.suffix} file" if path.suffix else "a file without a suffix"
         raise Refused(f"{source} is {kind}, which is not read here; pass {' or '.join(suffixes)}{task}.")
     inside = len(path.parts) > 1 and path.parent.is_dir()
@@ -224,10 +142,6 @@ def _nearest(path: Path) -> str:
     close = difflib.get_close_matches(path.name, names, n=1)
     where = "here" if path.parent == Path() else f"in {path.parent}"
     return f"the nearest name {where} is {close[0]}" if close else f"no name {where} is near it"
-
-
-def _few(names: Sequence[str], limit: int = 10) -> str:
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
 def _hub_rows(source: str) -> Iterator[Row]:
@@ -312,12 +226,12 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     fields = dict(pairs)
     if len(fields) < len(pairs):
         key = Counter(key for key, _ in pairs).most_common(1)[0][0]
-        _bad("row", f"has the key {key[:60]!r} twice", "keep one of the two")
+        refuse("row", f"has the key {key[:60]!r} twice", "keep one of the two")
     return fields
 
 
 def _finite(constant: str) -> NoReturn:
-    _bad("row", f"holds {constant}, which is not JSON", "write a number, or null")
+    refuse("row", f"holds {constant}, which is not JSON", "write a number, or null")
 
 
 _STRICT = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_finite)
@@ -461,7 +375,7 @@ def _guess(error: json.JSONDecodeError, whole: str) -> tuple[str, str]:
         short = {"file": "it was cut short, so copy it again whole", "line": "close its quotes and brackets"}
         return f"breaks off because the {whole} ends in the middle of a row", short[whole]
     if not behind and ahead[0] not in "{[":
-        text_file = "the file is no JSON; running text goes in a .txt file with `--task pretrain`"
+        text_file = "the file is no JSON; running text goes in a .txt file, for a task that reads it"
         return found, text_file if whole == "file" else "make the line a row, or remove it"
     if ahead[0] == "'" or re.match("(None|True|False)\\b", ahead):
         return found, "this is a Python value; write it with json.dump, which uses double quotes"
@@ -476,153 +390,3 @@ def _guess(error: json.JSONDecodeError, whole: str) -> tuple[str, str]:
     if "delimiter" in kind:
         return found, "a comma, colon, bracket or escaped quote is missing just before it"
     return found, "mend the JSON there" if kind.startswith("Expecting") else f"mend it ({kind})"
-
-
-# --- rows to conversations -------------------------------------------------------------------------------
-
-_OPENAI = {"system": "system", "user": "user", "assistant": "assistant"}
-_SHAREGPT = {**_OPENAI, "human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant"}
-_FORMS = {"messages": ("role", "content", _OPENAI), "conversations": ("from", "value", _SHAREGPT)}
-_UNTEXTUAL = re.compile("[\0\ud800-\udfff]")
-
-
-def to_conversation(record: Record) -> Conversation:
-    """The row's keys tell its messages (a list of them wins over `instruction`), or BadRow says why not."""
-    try:
-        messages = _conversation(record.fields)
-    except BadRow as error:
-        raise BadRow(replace(error.problem, place=record.place)) from None
-    return Conversation(tuple(messages), record.place)
-
-
-def _conversation(fields: Mapping[str, object]) -> list[Message]:
-    forms = [form for form in _FORMS if form in fields]
-    if len(forms) > 1:
-        _bad("row", 'has both "messages" and "conversations"', "keep one of the two")
-    messages = _listed(fields, forms[0]) if forms else _instruction(fields)
-    system = _optional(fields, "system")
-    if system.strip() and messages[0].role == "system":
-        _bad("system", f"stands beside a system turn in {forms[0]}", "keep one of the two")
-    everything = [Message("system", system), *messages]
-    return [message for message in everything if message.role != "system" or message.content.strip()]
-
-
-def _instruction(fields: Mapping[str, object]) -> list[Message]:
-    if "instruction" not in fields:
-        _refuse_misspelt(fields, "instruction", *_FORMS)
-        _refuse_unknown(fields)
-    output = _filled(fields, "output")
-    prompt = [_optional(fields, "instruction", required=True), _optional(fields, "input")]
-    if not "".join(prompt).strip():
-        _bad("instruction", "is empty, and so is input", "give it text")
-    user = "\n".join(part for part in prompt if part.strip())
-    return [*_history(fields.get("history")), Message("user", user), Message("assistant", output)]
-
-
-def _history(value: object) -> Iterator[Message]:
-    for index, pair in enumerate(_list(value, "history") if value is not None else []):
-        if not isinstance(pair, list) or len(pair) != 2:
-            _bad(f"history[{index}]", f"is {_shown(pair)}", "make it a pair [question, answer]")
-        for role, text in zip(("user", "assistant"), pair, strict=True):
-            yield Message(role, _checked(text, f"history[{index}]"))
-
-
-def _listed(fields: Mapping[str, object], form: str) -> list[Message]:
-    role_key, content_key, roles = _FORMS[form]
-    messages = []
-    for index, entry in enumerate(_list(fields[form], form)):
-        name = f"{form}[{index}]"
-        if not isinstance(entry, dict):
-            _bad(name, f"is {_shown(entry)}", f'make it an object with "{role_key}" and "{content_key}"')
-        given = _filled(entry, role_key, f"{name}.")
-        if given not in roles:
-            _bad(f"{name}.{role_key}", f"is {_shown(given)}", f"use one of {', '.join(roles)}")
-        read = _optional if given == "system" else _filled
-        messages.append(Message(roles[given], read(entry, content_key, f"{name}.")))
-    _check_order(messages, form)
-    return messages
-
-
-def _check_order(messages: Sequence[Message], form: str) -> None:
-    roles = [message.role for message in messages]
-    opening = roles[:1].count("system")
-    if "assistant" not in roles:
-        _bad(form, "has no assistant turn", "add the answer to learn")
-    if "system" in roles[1:]:
-        at = roles.index("system", 1)
-        _bad(f"{form}[{at}]", "is a system turn that is not first", "put the only system turn first")
-    for index, expected in zip(range(opening, len(roles)), cycle(("user", "assistant")), strict=False):
-        if roles[index] != expected:
-            found = f"has the role {roles[index]} where a turn of the {expected} is due"
-            _bad(f"{form}[{index}]", found, "alternate user and assistant, joining turns of the same")
-    if roles[-1] == "user":
-        _bad(form, "ends with a user turn", "add its answer or remove the turn")
-
-
-# --- fields ----------------------------------------------------------------------------------------------
-
-
-def _optional(fields: Mapping[str, object], key: str, prefix: str = "", *, required: bool = False) -> str:
-    if key not in fields:
-        _refuse_misspelt(fields, key, prefix=prefix)
-    if fields.get(key) is None and not required:
-        return ""
-    return _textual(fields[key], prefix + key)
-
-
-def _filled(fields: Mapping[str, object], key: str, prefix: str = "") -> str:
-    if key not in fields:
-        _refuse_misspelt(fields, key, prefix=prefix)
-        _bad(f"{prefix}{key}", "is missing", f'add "{key}" with its text')
-    return _checked(fields[key], prefix + key)
-
-
-def _checked(value: object, field: str) -> str:
-    text = _textual(value, field)
-    if not text.strip():
-        found = f"is blank: {text[:20]!r}" if text else "is empty"
-        _bad(field, found, "give it text, or remove the row")
-    return text
-
-
-def _textual(value: object, field: str) -> str:
-    if not isinstance(value, str):
-        _bad(field, f"is {_shown(value)}", "make it a text in double quotes")
-    bad = _UNTEXTUAL.search(value)
-    if bad:
-        _bad(field, f"has {bad[0]!r} at position {bad.start()}", "remove that character, which no text has")
-    return value
-
-
-def _list(value: object, field: str) -> list[object]:
-    if not isinstance(value, list):
-        _bad(field, f"is {_shown(value)}", f"make {field} a list")
-    return value
-
-
-def _refuse_misspelt(fields: Mapping[str, object], *expected: str, prefix: str = "") -> None:
-    known = {"instruction", "input", "output", "system", "history", *_FORMS}
-    for right in expected:
-        for key in fields.keys() - known:
-            alike = difflib.SequenceMatcher(None, key.lower(), right).ratio() >= 0.8
-            if alike and abs(len(key) - len(right)) <= 1:
-                _bad(f"{prefix}{key[:60]!r}", "is not a key that is read", f'rename it to "{right}"')
-
-
-def _refuse_unknown(fields: Mapping[str, object]) -> NoReturn:
-    keys = _few([json.dumps(key[:60], ensure_ascii=False) for key in fields], limit=6)
-    found = f"has the keys {keys}" if fields else "is an empty object"
-    text = '; a row of "text" is for `--task pretrain`' if "text" in fields else ""
-    _bad("row", found, f'name them "instruction" and "output", or give "messages" or "conversations"{text}')
-
-
-def _shown(value: object) -> str:
-    if value is None or isinstance(value, bool):
-        return json.dumps(value)
-    names = {str: "the text", int: "the number", float: "the number", list: "the list", dict: "the object"}
-    shown = repr(value)
-    return f"{names.get(type(value), 'the value')} {shown if len(shown) <= 60 else shown[:59] + '…'}"
-
-
-def _bad(field: str, found: str, remedy: str) -> NoReturn:
-    raise BadRow(Problem("", field, found, remedy))

@@ -11,18 +11,10 @@ import types
 from pathlib import Path
 
 import pytest
+from ftcore.conversations import Conversation, to_conversation
 from ftcore.errors import Refused
-from ftcore.records import (
-    BadRow,
-    Conversation,
-    Problem,
-    Problems,
-    Record,
-    read_documents,
-    read_records,
-    settle,
-    to_conversation,
-)
+from ftcore.problems import BadRow, Problem, Problems, settle
+from ftcore.records import Record, read_documents, read_records
 
 TURN = {"instruction": "Name a prime.", "output": "Seven."}
 ASK = {"role": "user", "content": "Name a prime."}
@@ -169,7 +161,7 @@ REFUSED = {
     "cut after a comma": (PRIMES + ",\n", ":4:1: ", "cut short"),
     "conflict markers": (f"<<<<<<< HEAD\n{PRIMES}]\n=======\n[]\n>>>>>>> x\n", ":1: ", "merge conflict"),
     "conflict markers in lines": ('{"a": 1}\n<<<<<<< HEAD\n{"a": 2}\n=======\n', ":2: ", "merge conflict"),
-    "running text": ("Once upon a time\nthere was a prime.\n", ":1:1: ", "`--task pretrain`"),
+    "running text": ("Once upon a time\nthere was a prime.\n", ":1:1: ", "reads running text"),
     "single quotes": ("[\n{'a': 'p'}\n]", ":2:2: ", "Python"),
     "None": ('[\n{"a": None}\n]', ":2:7: ", "Python"),
     "raw newline in a text": ('[\n{"a": "p\nq"}\n]', ":2:9: ", r"\n"),
@@ -376,7 +368,7 @@ BAD_ROWS = [
     ({"messages": [ASK, {"role": "assistant", "contents": "b"}]}, "messages[1].'contents'", '"content"'),
     ({"query": "a", "response": "b"}, "row", 'has the keys "query", "response"'),
     ({"conversation_id": 1, "chat": {}}, "row", 'name them "instruction" and "output"'),
-    ({"text": "a"}, "row", "`--task pretrain`"),
+    ({"text": "a"}, "row", "reads running text"),
     ({}, "row", "is an empty object"),
     ({"instruction": "a"}, "output", "is missing"),
     ({"instruction": None, "output": "b"}, "instruction", "is null"),

@@ -38,7 +38,7 @@ class PeftMethod:
         from peft import get_peft_model_state_dict
 
         config = {**model.peft_config["default"].to_dict(), "inference_mode": True}
-        return Adapter(config, get_peft_model_state_dict(model, save_embedding_layers=False))
+        return Adapter(config, get_peft_model_state_dict(model, save_embedding_layers=False), "peft")
 
     @hookimpl
     def load_adapter(self, run: Run, model: PeftModel, adapter: Adapter) -> frozenset[str]:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from ftcore import Data, Loaded, Probe, Refused, Run, hookimpl, options
 from ftcore.batches import TokenRow, collator, held_out, token_loss, token_row
-from ftcore.records import Document, Problems, read_documents, settle
+from ftcore.problems import Problems, settle
+from ftcore.records import Document, read_documents
 from pydantic import Field
 
 if TYPE_CHECKING:

@@ -8,7 +8,9 @@ from typing import Annotated
 
 from ftcore import Data, Loaded, Probe, Refused, Run, hookimpl, options
 from ftcore.batches import collator, held_out, token_loss
-from ftcore.records import BadRow, Conversation, Message, Problems, read_records, settle, to_conversation
+from ftcore.conversations import Conversation, Message, to_conversation
+from ftcore.problems import BadRow, Problems, settle
+from ftcore.records import read_records
 from pydantic import Field
 
 from ftcore_causal.template import Encoded, Template

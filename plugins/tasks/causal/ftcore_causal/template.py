@@ -11,7 +11,8 @@ from typing import Any
 
 from ftcore import Loaded, Refused
 from ftcore.batches import IGNORED, TokenRow, token_row
-from ftcore.records import BadRow, Conversation, Message, Problem, Problems
+from ftcore.conversations import Conversation, Message
+from ftcore.problems import BadRow, Problem, Problems
 
 # For tokenizers that bring none: the roles in words, each answer ended by the tokenizer's own end token.
 PLAIN = (
@@ -137,7 +138,7 @@ class Template:
             if message.role != "assistant":
                 continue
             prompt = self.render(messages[:number], prompt=True)
-            at = text.find(message.content.strip(), len(prompt))
+            at = text.find(message.content.strip(), len(prompt), len(self.render(messages[: number + 1])))
             if not text.startswith(prompt) or at < 0:
                 raise Refused(
                     f"the chat template renders turn {number + 1} of a conversation otherwise when more follows, so "
