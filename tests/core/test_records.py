@@ -161,7 +161,7 @@ REFUSED = {
     "cut after a comma": (PRIMES + ",\n", ":4:1: ", "cut short"),
     "conflict markers": (f"<<<<<<< HEAD\n{PRIMES}]\n=======\n[]\n>>>>>>> x\n", ":1: ", "merge conflict"),
     "conflict markers in lines": ('{"a": 1}\n<<<<<<< HEAD\n{"a": 2}\n=======\n', ":2: ", "merge conflict"),
-    "running text": ("Once upon a time\nthere was a prime.\n", ":1:1: ", "reads running text"),
+    "running text": ("Once upon a time\nthere was a prime.\n", ":1:1: ", "running text goes in a .txt file"),
     "single quotes": ("[\n{'a': 'p'}\n]", ":2:2: ", "Python"),
     "None": ('[\n{"a": None}\n]', ":2:7: ", "Python"),
     "raw newline in a text": ('[\n{"a": "p\nq"}\n]', ":2:9: ", r"\n"),

@@ -83,7 +83,8 @@ def test_windows_are_full_and_hold_every_document_between_its_edges(
 
 def test_the_pieces_of_the_rows_read_as_the_documents(checkpoint: Callable[..., Path], story: Path) -> None:
     loaded = ftcore.load("qwen", checkpoint=checkpoint("qwen2"))
-    whole = "".join(loaded.tokenizer.decode(piece) for piece in laid_out(prepared(loaded, story, max_length=9999).train))
+    pieces = laid_out(prepared(loaded, story, max_length=9999).train)
+    whole = "".join(loaded.tokenizer.decode(piece) for piece in pieces)
     assert whole == "".join(text + "<|im_end|>" for text in documents(story))
 
 
@@ -170,13 +171,13 @@ def test_an_opening_begins_as_a_document_does(checkpoint: Callable[..., Path], s
     assert loaded.tokenizer.decode(list(probe.input_ids)) == "<|im_start|>The cat"
 
 
-@pytest.mark.parametrize(("edge", "token"), [("bos", "<s>"), ("eos", "The")])
+@pytest.mark.parametrize(("edge", "token"), [("bos", "<s>"), ("eos", "The@@")])
 def test_an_edge_that_is_no_token_is_refused(
     edge: str, token: str, checkpoint: Callable[..., Path], story: Path
 ) -> None:
     loaded = ftcore.load("qwen", checkpoint=checkpoint("qwen2"))
     with pytest.raises(ftcore.Refused, match=f"option '{edge}' is '{token}', which is no token of this tokenizer"):
-        prepared(loaded, story, {edge: token + "@@" if token == "The" else token})
+        prepared(loaded, story, {edge: token})
 
 
 def test_no_data_is_refused(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
