@@ -104,7 +104,7 @@ def locate(run: Run, starter: Path | None, family: str) -> str:
             raise Refused(f"the checkpoint '{asked}' has no config.json; pass the directory that holds one")
         return str(path.resolve())
     if path.exists() or asked.startswith((".", "/", "~")) or asked.count("/") > 1:
-        siblings = {p.name for p in path.parent.glob("*")} if path.parent.is_dir() else set()
+        siblings = {p.name for p in path.parent.glob("*") if p.is_dir()} if path.parent.is_dir() else set()
         near = nearest(path.name, siblings)
         hint = f"did you mean '{path.parent / near}'?" if near else "pass a directory with config.json or a hub id"
         raise Refused(f"the checkpoint '{asked}' is no directory; {hint}")

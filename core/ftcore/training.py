@@ -97,10 +97,13 @@ def autocast(run: Run, accelerator: Accelerator) -> AbstractContextManager[Any]:
 
 
 def learning_rate(settings: Settings, peak: float, step: int, steps: int) -> float:
-    """The learning rate of `step` (counted from 1): linear warm-up to `peak`, then down to `min_lr_ratio` of it."""
-    warmup = settings.warmup_steps if settings.warmup_steps is not None else math.ceil(0.03 * steps)
+    """The learning rate of `step`, counted from 1, as transformers' schedules give it.
+
+    It rises from 0 in the first step to `peak` in step warmup + 1, then falls towards `min_lr_ratio` of the peak.
+    """
+    warmup = settings.warmup_steps if settings.warmup_steps is not None else 3 * steps // 100
     if step <= warmup:
-        return peak * step / warmup
+        return peak * (step - 1) / warmup
     if settings.schedule == "constant":
         return peak
     progress = min(1.0, (step - 1 - warmup) / max(1, steps - warmup))

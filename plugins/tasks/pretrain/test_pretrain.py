@@ -115,33 +115,39 @@ def test_a_document_does_not_change_the_loss_of_another(checkpoint: Callable[...
     assert len(losses("Lily said hello.")) > 5
 
 
-def nats(folder: Path, texts: Sequence[str], before: list[int], after: list[int]) -> float:
-    """The sum of the losses of each document on its own, by plain transformers."""
+def nats(folder: Path, texts: Sequence[str], before: list[int], after: list[int], length: int) -> tuple[float, int]:
+    """The losses of each document on its own, at most `length` tokens at once, by plain transformers; and how many."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-    total = 0.0
+    total, predicted = 0.0, 0
     for text in texts:
-        ids = torch.tensor([[*before, *tokenizer(text, add_special_tokens=False)["input_ids"], *after]])
-        with torch.no_grad():
-            total += float(model(input_ids=ids, labels=ids).loss) * (ids.shape[1] - 1)
-    return total
+        ids = [*before, *tokenizer(text, add_special_tokens=False)["input_ids"], *after]
+        while len(ids) > 1:
+            seen = torch.tensor([ids[:length]])
+            with torch.no_grad():
+                total += float(model(input_ids=seen, labels=seen).loss) * (seen.shape[1] - 1)
+            predicted += seen.shape[1] - 1
+            ids = ids[length - 1 :]
+    return total, predicted
 
 
+@pytest.mark.parametrize("length", [256, 64, 9])
 def test_bits_per_character_are_those_of_plain_transformers(
-    checkpoint: Callable[..., Path], story: Path, tmp_path: Path
+    length: int, checkpoint: Callable[..., Path], story: Path, tmp_path: Path
 ) -> None:
     folder = checkpoint("qwen2")
     outcome = ftcore.run(
         method="lora", task="pretrain", model="qwen", checkpoint=folder, data=story, eval_data=story, steps=1,
-        output=tmp_path / "run", max_length=256, batch_size=3, pretrain={"bos": "<|endoftext|>"},
+        output=tmp_path / "run", max_length=length, batch_size=3, pretrain={"bos": "<|endoftext|>"},
     )  # fmt: skip
     texts = documents(story)
-    total = nats(folder, texts, [0], [2])
+    total, predicted = nats(folder, texts, [0], [2], length)
+    assert outcome.before["tokens"] == predicted
+    assert outcome.before["loss"] == pytest.approx(total / predicted, rel=1e-5)
+    assert outcome.before["perplexity"] == pytest.approx(math.exp(total / predicted), rel=1e-4)
     bits = total / math.log(2) / sum(len(text) for text in texts)
     assert outcome.before["bits_per_character"] == pytest.approx(bits, rel=1e-5)
-    assert outcome.before["perplexity"] == pytest.approx(math.exp(outcome.before["loss"]), rel=1e-9)
-    assert outcome.before["loss"] * outcome.before["tokens"] == pytest.approx(total, rel=1e-5)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert lines[0]["eval_bits_per_character"] == outcome.before["bits_per_character"]
 

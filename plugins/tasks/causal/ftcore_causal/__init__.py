@@ -47,7 +47,8 @@ class Causal:
         length = min(settings.max_length, loaded.max_positions)
         train = template.encode_all(training, length, problems)
         held = template.encode_all(apart, length, problems)
-        notice = settle(problems, settings.on_bad_row, len(train) + len(held)) if training or apart else None
+        read = len(training) + len(apart) + len(problems)
+        notice = settle(problems, settings.on_bad_row, len(train) + len(held)) if read else None
         if notice:
             run.say(notice)
         _stops_are_taught(train)
