@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ftcore.declaring import nearest
@@ -47,13 +47,13 @@ class Injected:
 def inject(hooks: Hooks, run: Run, loaded: Loaded, data: Data | None, steps: int) -> Injected:
     """Each method's adapter in the order named, on a frozen base; what any of them made trainable trains in float32."""
     base = list(_everything(loaded.model))
-    modules = frozenset(name for name, _ in loaded.model.named_modules())
+    modules = dict(loaded.model.named_modules())
     model, wanted = loaded.model, set[int]()
     for chosen in hooks.methods:
         for parameter in model.parameters():
             parameter.requires_grad_(False)
         with seeded(run.settings.seed, "inject", chosen.name):
-            model = hooks.inject_adapter(run, chosen, model, loaded, data, steps)
+            model = hooks.inject_adapter(run, chosen, model, _renamed(loaded, modules, model), data, steps)
         made = {id(p) for p in model.parameters() if p.requires_grad}
         if not made:
             raise Refused(f"{chosen.label} left nothing to train in {type(loaded.model).__name__}; choose other parts")
@@ -62,7 +62,7 @@ def inject(hooks: Hooks, run: Run, loaded: Loaded, data: Data | None, steps: int
         if id(parameter) in wanted:
             parameter.data = parameter.data.float()
             parameter.requires_grad_(True)
-    return Injected(model, _names(model, {id(tensor) for tensor in base}), _matched(model, modules))
+    return Injected(model, _names(model, {id(tensor) for tensor in base}), _matched(model, modules.keys()))
 
 
 def _everything(model: nn.Module) -> Sequence[Tensor]:
@@ -80,7 +80,15 @@ def _names(model: nn.Module, base: set[int]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _matched(model: nn.Module, base: frozenset[str]) -> tuple[str, ...]:
+def _renamed(loaded: Loaded, modules: Mapping[str, nn.Module], model: nn.Module) -> Loaded:
+    """`loaded` with its parts under the names that its modules have in `model`, after what methods wrapped around them."""
+    names = {id(module): name for name, module in model.named_modules()}
+    present = {role: [modules[name] for name in part] for role, part in loaded.parts.items()}
+    parts = {role: tuple(names[id(m)] for m in part if id(m) in names) for role, part in present.items()}
+    return replace(loaded, parts=parts)
+
+
+def _matched(model: nn.Module, base: Set[str]) -> tuple[str, ...]:
     """For each trainable tensor the longest run of its name that named a module of the base."""
     found: dict[str, None] = {}
     for name, parameter in model.named_parameters():
@@ -134,7 +142,7 @@ def select(parts: Mapping[str, tuple[str, ...]], roles: Sequence[str]) -> tuple[
     for role in roles:
         matched = [names for key, names in parts.items() if key == role or key.startswith(f"{role}.")]
         if not any(matched):
-            near = nearest(role, set(parts))
+            near = nearest(role, {*parts, *(key.partition(".")[0] for key in parts)})
             hint = f"did you mean '{near}'?" if near else f"it has {', '.join(sorted(parts))}"
             raise Refused(f"the model has no part '{role}'; {hint}")
         chosen.update(dict.fromkeys(name for names in matched for name in names))

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
+from itertools import combinations
 from typing import TYPE_CHECKING, Any, Literal
 
 from ftcore.errors import FtcoreError, Refused
@@ -28,6 +29,7 @@ DECLARABLE: Mapping[str, Any] = {
     "model_types": (),  # model: the config.json model types it loads
     "suggested_lr": 2e-4,  # method: the peak learning rate when none is given
     "alone": "",  # method: why it cannot stand beside another; empty means that it can
+    "one_of": "",  # method: what it goes through, of which a run takes one; empty means nothing shared
 }
 
 
@@ -269,6 +271,10 @@ def check_combination(chosen: Sequence[Chosen]) -> None:
         if reason and len(methods) > 1:
             other = next(c for c in methods if c is not one)
             raise Refused(f"{one.label} cannot be combined with '{other.name}': {reason}; name one of them")
+    for one, other in combinations(methods, 2):
+        shared = declared_datum(one.plugin, "one_of")
+        if shared and shared == declared_datum(other.plugin, "one_of"):
+            raise Refused(f"{one.label} and '{other.name}' both go through {shared}, of which a run takes one; drop one")
     models = [c for c in chosen if c.kind == "model"]
     for task, model in ((t, m) for t in chosen if t.kind == "task" for m in models):
         head, heads = declared_datum(task.plugin, "head"), declared_datum(model.plugin, "heads")

@@ -108,14 +108,14 @@ def locate(run: Run, starter: Path | None, family: str) -> str:
         near = nearest(path.name, siblings)
         hint = f"did you mean '{path.parent / near}'?" if near else "pass a directory with config.json or a hub id"
         raise Refused(f"the checkpoint '{asked}' is no directory; {hint}")
-    return _snapshot(asked)
+    return _snapshot(asked, weights=run.intent != "plan")
 
 
-def _snapshot(hub_id: str) -> str:
-    """The local copy of a hub checkpoint."""
+def _snapshot(hub_id: str, *, weights: bool) -> str:
+    """The local copy of a hub checkpoint, with its weights or without."""
     from huggingface_hub import snapshot_download
 
-    wanted = ["*.json", "*.safetensors", "*.model", "*.tiktoken", "*.txt", "*.jinja"]
+    wanted = ["*.json", "*.model", "*.tiktoken", "*.txt", "*.jinja", *(["*.safetensors"] if weights else [])]
     try:
         return str(snapshot_download(hub_id, allow_patterns=wanted))
     except Exception as unreachable:

@@ -117,13 +117,20 @@ def prepare_data(hooks: Hooks, run: Run, loaded: Loaded) -> Data:
     if run.intent == "train" and not data.train:
         raise Refused("there are no training rows; name a file with --data")
     for row in (*data.train, *data.eval):
-        largest = int(row.input_ids.max()) if isinstance(row, TokenRow) else 0
-        if largest >= loaded.vocab_size:
-            raise Refused(
-                f"{row.place} holds token {largest}, and the model has {loaded.vocab_size}; "
-                "the tokenizer does not belong to this checkpoint"
-            )
+        if isinstance(row, TokenRow):
+            check_row(row, loaded.vocab_size)
     return data
+
+
+def check_row(row: TokenRow, vocab_size: int) -> None:
+    """Refused when the row has nothing to learn or a token that the model lacks."""
+    if not row.supervised:
+        raise Refused(f"{row.place} gives the model nothing to predict: {row.size} tokens, none of them supervised")
+    if int(row.input_ids.max()) >= vocab_size:
+        raise Refused(
+            f"{row.place} holds token {int(row.input_ids.max())}, and the model has {vocab_size}; "
+            "the tokenizer does not belong to this checkpoint"
+        )
 
 
 def order_of(recipe: Recipe, loaded: Loaded, data: Data) -> Order:
@@ -150,8 +157,12 @@ def accelerator_for(recipe: Recipe) -> Accelerator:
     from accelerate import Accelerator
 
     scaled = "fp16" if recipe.settings.precision == "fp16" else "no"
-    with seeded(recipe.settings.seed, "accelerator"):
-        return Accelerator(mixed_precision=scaled, cpu=not torch.accelerator.is_available())
+    try:
+        with seeded(recipe.settings.seed, "accelerator"):
+            return Accelerator(mixed_precision=scaled, cpu=not torch.accelerator.is_available())
+    except ValueError as taken:
+        reason = str(taken).splitlines()[0]
+        raise Refused(f"this process cannot train in {recipe.settings.precision}: {reason}; start another") from None
 
 
 def fit(prepared: Prepared, accelerator: Accelerator, screen: Screen) -> None:

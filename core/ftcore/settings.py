@@ -58,10 +58,10 @@ class Settings:
         Literal["cosine", "linear", "constant"], _field("Training", "Course of the learning rate after the warm-up.")
     ] = "cosine"
     warmup_steps: Annotated[
-        int | None, _field("Training", "Steps of linear warm-up from 0; without it 3 % of all steps, rounded down.", ge=0)
+        int | None, _field("Training", "Steps of linear warm-up from 0; without it 3 % of all, rounded down.", ge=0)
     ] = None
     min_lr_ratio: Annotated[
-        float, _field("Training", "Learning rate of the last step as a share of the peak.", ge=0, le=1)
+        float, _field("Training", "Share of the peak that the learning rate falls towards.", ge=0, le=1)
     ] = 0.0
     weight_decay: Annotated[
         float, _field("Training", "Decoupled weight decay of tensors with two or more dimensions.", ge=0)

@@ -276,6 +276,11 @@ def _evaluate(job: Job, model: nn.Module, loss: Loss, step: int) -> None:
         return
     order = evaluation_order(job.run.settings, job.data)
     metrics = evaluate(job.run, job.data, model, order, job.accelerator, loss)
+    if not math.isfinite(metrics["loss"]):
+        raise FtcoreError(
+            f"the held-out loss after step {step} is {metrics['loss']}; the weights, or a row of the held-out data, "
+            "hold what no number can come of"
+        )
     job.screen.evaluated(step, {name: value for name, value in metrics.items() if name not in ("tokens", "rows")})
     job.log({"step": step, **{f"eval_{name}": value for name, value in metrics.items()}})
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from ftcore import Adapter, Data, FtcoreError, Loaded, Refused, Run, hookimpl, options
 from pydantic import Field
@@ -19,6 +19,8 @@ TASK_TYPES: Mapping[str, str] = {"causal-lm": "CAUSAL_LM"}
 class PeftMethod:
     """A method whose `config` answers with a PeftConfig; PEFT injects it, names its tensors and reads them back."""
 
+    one_of: ClassVar[str] = "PEFT"
+
     def config(self, run: Run, model: nn.Module, loaded: Loaded, data: Data | None, steps: int) -> PeftConfig:
         """The PEFT configuration of this method for `model`."""
         raise FtcoreError(f"{type(self).__name__} answers no PEFT configuration; define its method 'config'")
@@ -26,11 +28,9 @@ class PeftMethod:
     @hookimpl
     def inject_adapter(self, run: Run, model: nn.Module, loaded: Loaded, data: Data | None, steps: int) -> nn.Module:
         """The model wrapped by PEFT, with exactly the modules that the options chose."""
-        from peft import get_peft_model
-
         config = self.config(run, model, loaded, data, steps)
         config.task_type = TASK_TYPES.get(run.head)
-        return get_peft_model(model, config)
+        return wrapped(model, config)
 
     @hookimpl
     def save_adapter(self, run: Run, model: PeftModel) -> Adapter:
@@ -67,13 +67,12 @@ class MergeablePeftMethod(PeftMethod):
     @hookimpl
     def inject_adapter(self, run: Run, model: nn.Module, loaded: Loaded, data: Data | None, steps: int) -> nn.Module:
         """The model wrapped by PEFT, with exactly the chosen modules adapted."""
-        from peft import get_peft_model
-
         config = self.config(run, model, loaded, data, steps)
         chosen = self.targets(model, loaded)
+        refuse_tied(model, chosen)
         config.task_type = TASK_TYPES.get(run.head)
         config.target_modules = endings(chosen, [name for name, _ in model.named_modules()])
-        adapted = get_peft_model(model, config)
+        adapted = wrapped(model, config)
         found = set(adapted.base_model.targeted_module_names)
         if found != set(chosen):
             odd = sorted(found ^ set(chosen))[0]
@@ -93,6 +92,30 @@ class MergeablePeftMethod(PeftMethod):
         if self.target_modules:
             return matching(model, self.target_modules)
         return select(loaded.parts, self.parts)
+
+
+def wrapped(model: nn.Module, config: PeftConfig) -> PeftModel:
+    """The model with PEFT's adapter; what PEFT cannot adapt is refused in its own words."""
+    from peft import get_peft_model
+
+    try:
+        return get_peft_model(model, config)
+    except ValueError as unfit:
+        reason = str(unfit).strip().split(". ")[0]
+        raise Refused(f"PEFT's {config.peft_type.value} does not fit this model: {reason}") from None
+
+
+def refuse_tied(model: nn.Module, chosen: Sequence[str]) -> None:
+    """Refused when a chosen module shares its weight with another: its change could not be merged."""
+    owners: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        for parameter in module.parameters(recurse=False):
+            owners.setdefault(id(parameter), []).append(name)
+    for names in owners.values():
+        tied = next((name for name in names if name in chosen), None)
+        if tied and len(names) > 1:
+            other = next(name for name in names if name != tied)
+            raise Refused(f"module '{tied}' shares its weight with '{other}', so it cannot be adapted; leave it out")
 
 
 def endings(chosen: Sequence[str], every: Sequence[str]) -> list[str]:
@@ -119,6 +142,9 @@ class Peft(MergeablePeftMethod):
         if self.type.upper() not in kinds:
             raise Refused(f"the installed PEFT has no tuner '{self.type}'; it has {', '.join(sorted(kinds))}")
         try:
-            return kinds[self.type.upper()](**self.settings)
+            config = kinds[self.type.upper()](**self.settings)
         except (TypeError, ValueError) as unfit:
             raise Refused(f"peft.settings does not fit {self.type}: {unfit}") from None
+        if not hasattr(config, "target_modules"):
+            raise Refused(f"PEFT's {self.type} adapts no modules, which this method needs; name another peft.type")
+        return config

@@ -193,9 +193,7 @@ def test_no_data_is_refused(checkpoint: Callable[..., Path], tmp_path: Path) -> 
         )
 
 
-def test_a_bad_document_is_refused_by_file_and_line_or_counted(
-    checkpoint: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_a_bad_document_is_refused_by_file_and_line_or_counted(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text('{"text": "The cat sat."}\n{"text": 3}\n{"text": "The dog ran."}\n', encoding="utf-8")
     loaded = ftcore.load("qwen", checkpoint=checkpoint("qwen2"))

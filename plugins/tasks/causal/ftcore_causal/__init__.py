@@ -37,7 +37,7 @@ class Causal:
         settings = run.settings
         template = Template.of(loaded, self.template, run.say)
         problems = Problems()
-        built_in = not settings.data and run.intent != "infer"
+        built_in = not settings.data and not (run.intent == "infer" and settings.eval_data)
         if built_in:
             run.say("no --data given: the task's built-in sample is used; pass --data FILE for your own rows")
         training = self._read((str(SAMPLE / "train.jsonl"),) if built_in else settings.data, problems)

@@ -1,0 +1,415 @@
+"""Plugins are found without being imported, chosen by name, and a broken or unfit one is named with what it did."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+import ftcore
+import pytest
+import torch
+from ftcore import Data, FtcoreError, Loaded, Refused, Run, hookimpl, options
+from ftcore.config import resolve
+from ftcore.discovery import Chosen, Hooks, Kind, bind, choose, find, listing, offers
+from ftcore.settings import Settings
+from ftcore.training import Core
+from ftcore_full import Full
+from ftcore_lora import LoRA
+from torch import nn
+
+NAMES = {"task": "causal", "model": "qwen"}
+METHOD = '''
+from typing import Annotated
+from ftcore import hookimpl, options
+from pydantic import Field
+
+@options
+class It:
+    """A method."""
+    r: Annotated[int, Field(description="A number.")] = {default}
+
+    @hookimpl
+    def inject_adapter(self, model):
+        return model
+'''
+FAULTY = METHOD.format(default=1).replace("return model", "return model.absent")
+Publish = Callable[..., None]
+
+
+@pytest.fixture
+def publish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Publish:
+    """`publish("ftcore-vera", "method", "vera", source)` is an installed distribution that announces this plugin."""
+
+    def install(distribution: str, kind: Kind, name: str, source: str, target: str = "It") -> None:
+        module = distribution.replace("-", "_") + "_module"
+        folder = tmp_path / distribution
+        announced = folder / f"{distribution.replace('-', '_')}-1.5.dist-info"
+        announced.mkdir(parents=True)
+        (folder / f"{module}.py").write_text(source)
+        (announced / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.5\n")
+        (announced / "entry_points.txt").write_text(f"[ftcore.{kind}s]\n{name} = {module}:{target}\n")
+        monkeypatch.syspath_prepend(folder)
+        monkeypatch.delitem(sys.modules, module, raising=False)
+
+    return install
+
+
+# Names
+
+
+def test_an_installed_plugin_is_found_under_the_name_its_metadata_gives(publish: Publish) -> None:
+    publish("ftcore-vera", "method", "vera", METHOD.format(default=3))
+    offer = find("method", "vera")
+    assert (offer.distribution, offer.version, offer.label) == ("ftcore-vera", "1.5", "method 'vera' (ftcore-vera 1.5)")
+    assert "ftcore_vera_module" not in sys.modules
+    assert resolve({**NAMES, "method": "vera"}).plain()["vera"] == {"r": 3}
+
+
+def test_a_name_of_another_kind_is_not_found() -> None:
+    with pytest.raises(Refused, match="no task 'lora' is installed"):
+        find("task", "lora")
+
+
+def test_one_name_from_two_distributions_is_refused_and_can_be_chosen(publish: Publish) -> None:
+    publish("ftcore-vera", "method", "vera", METHOD.format(default=3))
+    publish("other-vera", "method", "vera", METHOD.format(default=4))
+    with pytest.raises(Refused) as raised:
+        find("method", "vera")
+    message = str(raised.value)
+    for part in ("method 'vera'", "ftcore-vera 1.5", "other-vera 1.5", "ftcore-vera:vera"):
+        assert part in message
+    for distribution, default in (("ftcore-vera", 3), ("other-vera", 4)):
+        recipe = resolve({**NAMES, "method": f"{distribution}:vera"})
+        assert recipe.chosen[0].distribution == distribution
+        assert recipe.plain()["vera"] == {"r": default}
+    given = {**NAMES, "method": "other-vera:vera", "vera": {"r": 9}}
+    assert resolve(given).plain()["vera"] == {"r": 9}
+    listed = [plugin["distribution"] for plugin in listing() if plugin["name"] == "vera"]
+    assert listed == ["ftcore-vera", "other-vera"]
+
+
+def test_the_record_of_a_chosen_one_of_two_names_it_again(publish: Publish) -> None:
+    publish("ftcore-vera", "method", "vera", METHOD.format(default=3))
+    publish("other-vera", "method", "vera", METHOD.format(default=4))
+    recipe = resolve({**NAMES, "method": "other-vera:vera"})
+    assert resolve(recipe.plain()).chosen[0].distribution == "other-vera"
+
+
+def test_a_distribution_without_that_name_is_refused() -> None:
+    with pytest.raises(Refused, match="no method 'ftcore-full:lora' is installed"):
+        find("method", "ftcore-full:lora")
+
+
+def test_a_distribution_seen_twice_on_the_path_is_one(publish: Publish, tmp_path: Path, monkeypatch: Any) -> None:
+    publish("ftcore-vera", "method", "vera", METHOD.format(default=3))
+    copy = tmp_path / "copy"
+    copy.symlink_to(tmp_path / "ftcore-vera")
+    monkeypatch.syspath_prepend(copy)
+    assert find("method", "vera").distribution == "ftcore-vera"
+
+
+# Plugins that do not import
+
+BROKEN = {
+    "raises": ("raise RuntimeError('no luck')", "It", "RuntimeError: no luck"),
+    "imports what is not there": ("import absent_library", "It", "No module named 'absent_library'"),
+    "is no Python": ("def (", "It", "SyntaxError"),
+    "exits": ("raise SystemExit(3)", "It", "SystemExit: 3"),
+    "lacks its class": ("", "It", "has no attribute 'It'"),
+}
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_a_plugin_that_does_not_import_is_listed_with_its_error_and_breaks_only_runs_that_name_it(
+    publish: Publish, how: str
+) -> None:
+    source, target, reason = BROKEN[how]
+    publish("ftcore-broken", "method", "broken", source, target)
+    errors = {plugin["name"]: plugin["error"] for plugin in ftcore.plugins()}
+    assert [name for name, error in errors.items() if error] == ["broken"]
+    assert reason in (errors["broken"] or "")
+    assert resolve({**NAMES, "method": "lora"}).named("method") == "lora"
+    with pytest.raises(Refused) as raised:
+        resolve({**NAMES, "method": "broken"})
+    for part in ("method 'broken' (ftcore-broken 1.5)", reason, "pip install --force-reinstall ftcore-broken"):
+        assert part in str(raised.value)
+
+
+def test_the_command_lists_a_broken_plugin_and_helps_with_the_others(publish: Publish, tmp_path: Path) -> None:
+    publish("ftcore-broken", "method", "broken", "raise RuntimeError('no luck')")
+    path = {"PYTHONPATH": str(tmp_path / "ftcore-broken")}
+
+    def told(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "ftcore", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, env={**path, "PATH": ""})
+
+    listed = told("plugins")
+    assert listed.returncode == 0
+    assert "broken: method 'broken' (ftcore-broken 1.5) cannot be imported (RuntimeError: no luck)" in listed.stdout
+    assert told("run", "--method", "lora", "--help").returncode == 0
+    refused = told("run", "--method", "broken", "--task", "causal", "--model", "qwen")
+    assert refused.returncode == 2
+    assert "no luck" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+# What hooks return and raise
+
+
+@options
+class Nothing:
+    """Answers every hook with nothing."""
+
+    @hookimpl
+    def load_model(self, run: Run) -> None:
+        return None
+
+    @hookimpl
+    def prepare_data(self, run: Run) -> None:
+        return None
+
+    @hookimpl
+    def inject_adapter(self, model: nn.Module) -> None:
+        return None
+
+    @hookimpl
+    def merge(self, model: nn.Module) -> None:
+        return None
+
+
+def raise_like_the_library() -> NoReturn:
+    json.loads("{")
+    raise AssertionError
+
+
+@options
+class LoadFault:
+    """Raises what the standard library raises when it is asked how to load."""
+
+    @hookimpl
+    def load_kwargs(self) -> Mapping[str, Any]:
+        raise_like_the_library()
+
+
+@options
+class Fault:
+    """Raises what the standard library raises, from every other hook."""
+
+    @hookimpl
+    def load_model(self) -> Loaded:
+        raise_like_the_library()
+
+    @hookimpl
+    def prepare_data(self) -> Data:
+        raise_like_the_library()
+
+    @hookimpl
+    def inject_adapter(self, model: nn.Module) -> nn.Module:
+        raise_like_the_library()
+
+    @hookimpl
+    def merge(self, model: nn.Module) -> nn.Module:
+        raise_like_the_library()
+
+    @hookimpl
+    def train_step(self) -> float:
+        raise_like_the_library()
+
+
+def chosen(kind: Kind, plugin: object) -> Chosen:
+    return Chosen(kind, "vera", "ftcore-vera", "1.5", plugin)
+
+
+def bound(kind: Kind, plugin: object) -> Hooks:
+    return bind([chosen(kind, plugin)], Core())
+
+
+def called(hooks: Hooks, hook: str) -> object:
+    """A hook of the only plugin, called as a run calls it."""
+    run, model = Run(Settings(), "train", "causal-lm"), nn.Sequential(nn.Linear(2, 2))
+    loaded, one = Loaded(model, None, {}, "", 0, 0), hooks.chosen[0]
+    calls: dict[str, Callable[[], object]] = {
+        "load_kwargs": lambda: hooks.load_kwargs(run),
+        "load_model": lambda: hooks.load_model(run),
+        "prepare_data": lambda: hooks.prepare_data(run, loaded),
+        "inject_adapter": lambda: hooks.inject_adapter(run, one, model, loaded, None, 1),
+        "merge": lambda: hooks.merge(run, one, model),
+        "train_step": lambda: hooks.train_step(
+            run=run, step=1, model=model, batches=[], loss=None, optimizer=None, accelerator=None
+        ),
+    }
+    return calls[hook]()
+
+
+HOOKS: list[tuple[Kind, str]] = [
+    ("model", "load_model"),
+    ("task", "prepare_data"),
+    ("method", "inject_adapter"),
+    ("method", "merge"),
+]
+
+
+@pytest.mark.parametrize(("kind", "hook"), HOOKS)
+def test_nothing_where_an_answer_is_needed_is_an_error_that_names_the_plugin(kind: Kind, hook: str) -> None:
+    with pytest.raises(FtcoreError) as raised:
+        called(bound(kind, Nothing()), hook)
+    assert f"{kind} 'vera' (ftcore-vera 1.5) returned nothing from {hook}; return" in str(raised.value)
+
+
+@pytest.mark.parametrize(("kind", "hook"), [*HOOKS, ("method", "train_step"), ("extension", "load_kwargs")])
+def test_an_exception_keeps_its_type_and_says_where_it_came_from(kind: Kind, hook: str) -> None:
+    with pytest.raises(json.JSONDecodeError) as raised:
+        called(bound(kind, LoadFault() if hook == "load_kwargs" else Fault()), hook)
+    assert raised.value.__notes__ == [f"in {hook} of {kind} 'vera' (ftcore-vera 1.5)"]
+
+
+def test_an_exception_in_an_inherited_hook_names_the_plugin_that_inherits(publish: Publish) -> None:
+    publish("ftcore-parent", "method", "parent", FAULTY)
+    publish("ftcore-child", "method", "child", "from ftcore_parent_module import It as Parent\nclass It(Parent): pass")
+    one = choose("method", "child", {})
+    with pytest.raises(AttributeError) as raised:
+        called(bind([one], Core()), "inject_adapter")
+    assert raised.value.__notes__ == ["in inject_adapter of method 'child' (ftcore-child 1.5)"]
+
+
+def test_an_exception_names_only_the_plugin_that_raised(publish: Publish) -> None:
+    publish("ftcore-one", "method", "one", FAULTY)
+    publish("ftcore-two", "method", "two", METHOD.format(default=1))
+    both = [choose("method", name, {}) for name in ("one", "two")]
+    hooks = bind(both, Core())
+    model = nn.Linear(2, 2)
+    run, loaded = Run(Settings(), "train", "causal-lm"), Loaded(model, None, {}, "", 0, 0)
+    assert hooks.inject_adapter(run, both[1], model, loaded, None, 1) is model
+    with pytest.raises(AttributeError) as raised:
+        hooks.inject_adapter(run, both[0], model, loaded, None, 1)
+    assert raised.value.__notes__ == ["in inject_adapter of method 'one' (ftcore-one 1.5)"]
+
+
+def test_an_error_of_ftcore_passes_a_hook_as_it_is() -> None:
+    @options
+    class Refusing:
+        """Refuses."""
+
+        @hookimpl
+        def prepare_data(self) -> Data:
+            raise Refused("the file is blue; paint it")
+
+    with pytest.raises(Refused, match=r"^the file is blue; paint it$"):
+        called(bound("task", Refusing()), "prepare_data")
+
+
+# Fit
+
+
+@options
+class Loads:
+    """Asks the loader for something."""
+
+    value: int = 0
+
+    @hookimpl
+    def load_kwargs(self) -> Mapping[str, Any]:
+        return {"low": True, "bits": self.value}
+
+
+def test_plugins_that_agree_on_how_to_load_are_heard_together() -> None:
+    hooks = bind([chosen("method", Loads(value=4)), Chosen("extension", "half", "", "", Loads(value=4))], Core())
+    assert hooks.load_kwargs(Run(Settings(), "train", "")) == {"low": True, "bits": 4}
+
+
+def test_plugins_that_disagree_on_how_to_load_are_refused_by_name() -> None:
+    hooks = bind([chosen("method", Loads(value=4)), Chosen("extension", "half", "", "", Loads(value=8))], Core())
+    with pytest.raises(Refused) as raised:
+        hooks.load_kwargs(Run(Settings(), "train", ""))
+    for part in ("method 'vera' (ftcore-vera 1.5)", "extension 'half'", "'bits'", "drop one"):
+        assert part in str(raised.value)
+
+
+def test_a_hook_that_wants_what_no_hook_offers_is_refused() -> None:
+    class Wrong:
+        @hookimpl
+        def inject_adapter(self, mdl: nn.Module) -> nn.Module:
+            return mdl
+
+    with pytest.raises(Refused) as raised:
+        bound("method", Wrong())
+    for part in ("method 'vera' (ftcore-vera 1.5) does not fit this ftcore", "mdl", "inject_adapter"):
+        assert part in str(raised.value)
+
+
+def test_a_hook_that_does_not_exist_is_refused() -> None:
+    class Wrong:
+        @hookimpl
+        def inject_adaptor(self, model: nn.Module) -> nn.Module:
+            return model
+
+    with pytest.raises(Refused, match=r"method 'vera' .*inject_adaptor"):
+        bound("method", Wrong())
+
+
+def test_a_method_that_cannot_be_merged_says_so() -> None:
+    with pytest.raises(Refused, match=r"method 'vera' .* cannot be merged"):
+        called(bound("method", Loads()), "merge")
+
+
+def test_plugins_that_cannot_stand_beside_each_other_are_refused_by_what_they_declare() -> None:
+    two = [choose("method", "lora", {}), choose("method", "full", {})]
+    with pytest.raises(Refused, match=r"method 'full' .* 'lora'"):
+        bind(two, Core())
+    with pytest.raises(Refused, match="'lora' is named twice"):
+        bind([two[0], two[0]], Core())
+
+    class Classifies:
+        head = "classification"
+
+    with pytest.raises(Refused, match=r"task 'vera' .*'classification'.*model 'qwen' .*causal-lm"):
+        bind([chosen("task", Classifies()), choose("model", "qwen", {})], Core())
+
+
+# Instances
+
+
+def test_an_instance_is_the_installed_plugin_of_its_class() -> None:
+    given = LoRA(r=2)
+    one = choose("method", given, {})
+    assert one.plugin is given
+    assert one.label == find("method", "lora").label
+    assert choose("method", Full(), {}).name == "full"
+
+
+def test_an_instance_of_a_class_that_nobody_installed_works_too() -> None:
+    one = choose("method", Loads(), {})
+    assert (one.name, one.distribution, one.label) == ("loads", "", "method 'loads'")
+    with pytest.raises(Refused, match="instance"):
+        choose("method", Loads(), {"value": 1})
+
+
+def test_one_instance_may_take_part_in_two_runs() -> None:
+    one = chosen("method", Loads())
+    assert bind([one], Core()).manager is not bind([one], Core()).manager
+
+
+def test_a_method_of_ones_own_works_on_any_module_without_being_installed() -> None:
+    @options
+    class Biases:
+        """Trains what is called bias."""
+
+        @hookimpl
+        def inject_adapter(self, model: nn.Module) -> nn.Module:
+            for name, parameter in model.named_parameters():
+                parameter.requires_grad_(name.endswith("bias"))
+            return model
+
+    model = ftcore.inject(nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1)), method=Biases())
+    assert [n for n, p in model.named_parameters() if p.requires_grad] == ["0.bias", "1.bias"]
+    assert torch.equal(model(torch.zeros(1, 2)), model(torch.zeros(1, 2)))
+
+
+def test_offers_are_sorted_by_kind_and_name() -> None:
+    found = [(offer.kind, offer.name) for offer in offers()]
+    order = {"method": 0, "task": 1, "model": 2, "extension": 3}
+    assert found == sorted(found, key=lambda one: (order[one[0]], one[1]))

@@ -1,0 +1,45 @@
+"""What ftcore-tinylora promises: nothing changes at first, only the update trains, and merging keeps every answer."""
+
+from __future__ import annotations
+
+import torch
+from ftcore import Loaded
+from ftcore_tinylora import TinyLoRA
+from torch import nn
+
+
+def adapted() -> tuple[nn.Sequential, nn.Sequential]:
+    """A model and what tinylora makes of a copy of it, on its first layer."""
+    torch.manual_seed(0)
+    plain, model = (nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 4)) for _ in range(2))
+    model.load_state_dict(plain.state_dict())
+    model.requires_grad_(False)
+    loaded = Loaded(model, None, {"mlp": ("0",)}, "", 0, 0)
+    TinyLoRA(rank=2, parts=("mlp",)).inject_adapter(model=model, loaded=loaded)
+    return plain, model
+
+
+def test_the_adapted_model_begins_as_its_base() -> None:
+    plain, model = adapted()
+    x = torch.randn(3, 6)
+    assert torch.equal(plain(x), model(x))
+
+
+def test_only_the_update_trains() -> None:
+    _, model = adapted()
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == 2 * (6 + 5)
+
+
+def test_the_merged_model_is_plain_and_answers_the_same() -> None:
+    plain, model = adapted()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.normal_()
+    x = torch.randn(3, 6)
+    wanted = model(x)
+    assert not torch.equal(wanted, plain(x))
+    merged = TinyLoRA().merge(model=model)
+    assert merged.state_dict().keys() == plain.state_dict().keys()
+    assert type(merged.get_submodule("0")) is nn.Linear
+    assert torch.allclose(merged(x), wanted, atol=1e-6)
