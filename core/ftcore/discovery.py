@@ -274,7 +274,7 @@ def check_combination(chosen: Sequence[Chosen]) -> None:
     for one, other in combinations(methods, 2):
         shared = declared_datum(one.plugin, "one_of")
         if shared and shared == declared_datum(other.plugin, "one_of"):
-            raise Refused(f"{one.label} and '{other.name}' both go through {shared}, of which a run takes one; drop one")
+            raise Refused(f"{one.label} and '{other.name}' both go through {shared}, which a run does once; drop one")
     models = [c for c in chosen if c.kind == "model"]
     for task, model in ((t, m) for t in chosen if t.kind == "task" for m in models):
         head, heads = declared_datum(task.plugin, "head"), declared_datum(model.plugin, "heads")
