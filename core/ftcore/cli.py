@@ -80,6 +80,22 @@ class RunCommand(click.Command):
                 formatter.write_dl(rows)
 
 
+class PlanCommand(RunCommand):
+    """A command that answers in JSON also when the plugins it names are refused."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """The arguments parsed; a refusal is printed as the plan when JSON was asked for."""
+        asked = list(args)
+        try:
+            return super().parse_args(ctx, args)
+        except Refused as refusal:
+            if "--json" in asked:
+                from ftcore.planning import Plan
+
+                click.echo(json.dumps(Plan(refused=str(refusal)).plain(), indent=2, ensure_ascii=False))
+            raise
+
+
 class Flag(click.Option):
     """A flag made from a declared option; its value stays text until the option's own validation."""
 
@@ -87,14 +103,15 @@ class Flag(click.Option):
         key = f"{prefix}.{option.name}" if prefix else option.name
         self.key, self.section = key, section
         many = isinstance(option.default, tuple) and not prefix
+        # Even a flag_value of None would tell click that the flag may stand without its value.
+        bare: dict[str, Any] = {"is_flag": False, "flag_value": "true"} if option.switch else {}
         super().__init__(
             [f"--{key}" if prefix else f"--{key.replace('_', '-')}", key.replace(".", "__").replace("-", "_")],
             help=_help(option),
             metavar=option.kind,
             multiple=many,
             default=None,
-            is_flag=False,
-            flag_value="true" if option.switch else None,
+            **bare,
         )
 
 
@@ -122,7 +139,7 @@ def _flags(named: Mapping[str, Sequence[str]]) -> Iterator[click.Parameter]:
 def _named(args: Sequence[str]) -> dict[str, list[str]]:
     """The plugins that the arguments, or the run file among them, name; the arguments win."""
     flags = _peeked(args)
-    file = flags.get("config") or next((a for a in args[:1] if not a.startswith("-")), None)
+    file = flags.get("config") or _file_among(args)
     keys: Mapping[str, object] = {}
     if file:
         from ftcore.config import read
@@ -131,8 +148,30 @@ def _named(args: Sequence[str]) -> dict[str, list[str]]:
     named = {}
     for key in NAMES:
         given = flags.get(key) or keys.get(key) or ()
-        named[key] = given.split("+") if isinstance(given, str) else [str(one) for one in given]  # type: ignore[attr-defined]
+        named[key] = _listed(key, given)
     return named
+
+
+def _file_among(args: Sequence[str]) -> str | None:
+    """The argument that is no flag and no flag's value, as far as that shows before the flags are known."""
+    bare = [a for before, a in zip(("", *args), args, strict=False) if not a.startswith("-") and _takes_none(before)]
+    return bare[0] if bare else None
+
+
+def _takes_none(before: str) -> bool:
+    from ftcore.declaring import declared
+    from ftcore.settings import Settings
+
+    switches = {f"--{o.name.replace('_', '-')}" for o in declared(Settings) if o.switch}
+    return not before.startswith("--") or "=" in before or before in switches
+
+
+def _listed(key: str, given: object) -> list[str]:
+    """The plugins that one key names."""
+    names = given.split("+") if isinstance(given, str) else list(given) if isinstance(given, (list, tuple)) else []
+    if (given and not names) or not all(isinstance(name, str) and name for name in names):
+        raise Refused(f"{key} is {given!r}: name plugins, joined with +")
+    return names
 
 
 def _peeked(args: Sequence[str]) -> dict[str, str]:
@@ -147,7 +186,9 @@ def _peeked(args: Sequence[str]) -> dict[str, str]:
 
 def _plugin_flags(command: Callable[..., Any]) -> Callable[..., Any]:
     for name, metavar in reversed(NAMES.items()):
-        command = click.option(f"--{name}", f"{name}_", metavar=metavar, help=_NAME_HELP[name])(command)
+        command = click.option(
+            f"--{name}", f"{name}_", metavar=metavar, help=_NAME_HELP[name], multiple=name == "with"
+        )(command)
     config = click.option("--config", "config_", metavar="FILE", help="YAML file or the ftcore.json of a run.")
     return click.argument("file", required=False, metavar="[RUN.yaml]")(config(command))
 
@@ -164,9 +205,12 @@ def _keys(ctx: click.Context, file: str | None, given: Mapping[str, Any]) -> dic
     """The run file's keys with the flags laid over them."""
     from ftcore.config import read
 
+    if file and given.get("config_"):
+        raise Refused(f"a run file '{file}' and --config {given['config_']} are given; give one of them")
     chosen = file or given.get("config_")
     keys = read(chosen) if chosen else {}
-    keys.update({name: given[f"{name}_"] for name in NAMES if given.get(f"{name}_")})
+    joined = {name: given[f"{name}_"] for name in NAMES if given.get(f"{name}_")}
+    keys.update({name: value if isinstance(value, str) else "+".join(value) for name, value in joined.items()})
     for param in ctx.meta["ftcore.dynamic"]:
         value = ctx.params.get(param.name)
         if value in (None, ()):
@@ -222,7 +266,7 @@ def _line(text: str) -> str:
     return flat if len(flat) <= 160 else flat[:159] + "…"
 
 
-@cli.command(cls=RunCommand)
+@cli.command(cls=PlanCommand)
 @_plugin_flags
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.pass_context

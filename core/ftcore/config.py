@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ftcore.declaring import build, declared, dump, nearest
-from ftcore.discovery import PLUGIN_KEYS, Chosen, Kind, choose
+from ftcore.discovery import PLUGIN_KEYS, Chosen, Kind, check_combination, choose, spelling
 from ftcore.errors import Refused
 from ftcore.settings import Settings
 
@@ -38,7 +38,11 @@ class Recipe:
 
     def plain(self) -> dict[str, Any]:
         """The recipe as plain JSON values, from which `resolve` makes its equal again."""
-        written: dict[str, Any] = {key: self.named(kind) for key, kind in PLUGIN_KEYS.items() if self.named(kind)}
+        written: dict[str, Any] = {
+            key: "+".join(spelling(c) for c in self.chosen if c.kind == kind)
+            for key, kind in PLUGIN_KEYS.items()
+            if self.named(kind)
+        }
         written.update(dump(self.settings))
         written.update({c.name: dump(c.plugin) for c in self.chosen})
         return written
@@ -54,13 +58,19 @@ def resolve(values: Mapping[str, object]) -> Recipe:
     for key in ("task", "model"):
         if len(named[key]) > 1:
             raise Refused(f"{len(named[key])} {key}s are named; a run has one {key}")
-    nested = {key: given.pop(key) for key in list(given) if isinstance(given[key], Mapping)}
+    names = {one.rpartition(":")[2] for listed in named.values() for one in listed if isinstance(one, str)}
+    empty = {name for name in names if name in given and given[name] is None}
+    nested = {key: given.pop(key) or {} for key in list(given) if isinstance(given[key], Mapping) or key in empty}
     chosen = [_chosen(PLUGIN_KEYS[key], one, nested) for key in PLUGIN_KEYS for one in named[key]]
+    check_combination(chosen)
     if nested:
         raise Refused(_stray(next(iter(nested)), chosen))
     for path_key in ("data", "eval_data"):
-        if isinstance(given.get(path_key), (str, Path)):
-            given[path_key] = [str(given[path_key])]
+        paths = given.get(path_key)
+        if isinstance(paths, (str, Path)):
+            given[path_key] = [str(paths)]
+        elif isinstance(paths, (list, tuple)):
+            given[path_key] = [str(path) if isinstance(path, Path) else path for path in paths]
     for path_key in ("checkpoint", "output"):
         if isinstance(given.get(path_key), Path):
             given[path_key] = str(given[path_key])
@@ -76,6 +86,8 @@ def _listed(given: object) -> list[object]:
 
 
 def _chosen(kind: Kind, given: object, nested: dict[str, object]) -> Chosen:
+    if isinstance(given, (bool, int, float, Mapping, type)):
+        raise Refused(f"{kind} is {given!r}: give a plugin's name, its options under that name, or an instance")
     name = given.rpartition(":")[2] if isinstance(given, str) else type(given).__name__.lower()
     options = nested.pop(name, {})
     assert isinstance(options, Mapping)

@@ -116,9 +116,11 @@ def _sentence(invalid: ValidationError, who: str) -> str:
 
 def _parsed(value: object, annotation: Any) -> object:
     """Text from a command line turned into the shape that `annotation` asks for; everything else as it is."""
+    kinds = _members(annotation)
+    if isinstance(value, bool) and bool not in kinds:
+        return repr(value)  # a switch is no number, whatever Python thinks
     if not isinstance(value, str):
         return value
-    kinds = _members(annotation)
     if value.lower() in ("none", "null") and type(None) in kinds:
         return None
     if any(typing.get_origin(kind) is dict or kind is dict for kind in kinds):

@@ -32,6 +32,7 @@ def record(recipe: Recipe, loaded: Loaded, data: Data, steps: int) -> dict[str, 
     written = recipe.plain()
     for key in ("data", "eval_data"):
         written[key] = [str(Path(s).resolve()) if Path(s).exists() else s for s in written[key]]
+    written.update(resume=False, allow_drift=False)  # asked of one start, not of the run
     if recipe.settings.checkpoint:
         written["checkpoint"] = loaded.checkpoint
     libraries = ("torch", "transformers", "accelerate", "safetensors")
@@ -68,7 +69,7 @@ def same_run(output: Path, now: Mapping[str, Any], allow_drift: bool, say: Calla
     """The directory is new or holds this run; another run in it is refused, by what differs."""
     file = output / RUN_FILE
     if not file.exists():
-        strangers = sorted(p.name for p in output.iterdir() if p.name != ".lock")
+        strangers = sorted(p.name for p in output.iterdir() if p.name != ".lock" and not p.name.startswith(".tmp-"))
         if strangers:
             raise Refused(
                 f"the output directory {output} holds '{strangers[0]}' and no run; name a new one with --output"

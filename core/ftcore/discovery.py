@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -106,6 +107,12 @@ def find(kind: Kind, spelled: str) -> Offer:
     raise Refused(_unknown(kind, spelled, {o.name for o in known}))
 
 
+def spelling(chosen: Chosen) -> str:
+    """What a user types to get this plugin: its name, with its distribution where another offers that name too."""
+    alone = sum(offer.name == chosen.name for offer in offers(chosen.kind)) < 2
+    return chosen.name if alone else f"{chosen.distribution}:{chosen.name}"
+
+
 def _unknown(kind: Kind, spelled: str, known: set[str]) -> str:
     from ftcore.declaring import nearest
 
@@ -150,7 +157,11 @@ class Hooks:
         agreed: dict[str, Any] = {}
         source: dict[str, str] = {}
         for chosen in self.chosen:
-            answers = self._alone("load_kwargs", chosen)(run=run) if self._answers(chosen, "load_kwargs") else []
+            if not self._answers(chosen, "load_kwargs"):
+                continue
+            others = [c.plugin for c in self.chosen if c is not chosen]
+            with self._named("load_kwargs"):
+                answers = self.manager.subset_hook_caller("load_kwargs", others)(run=run)
             for key, value in (item for answer in answers for item in answer.items()):
                 if key in agreed and agreed[key] != value:
                     raise Refused(f"{source[key]} and {chosen.label} ask for different values of '{key}'; drop one")
@@ -229,15 +240,18 @@ class Hooks:
         except Exception as fault:
             files = {frame.filename for frame in traceback.extract_tb(fault.__traceback__)}
             for chosen in self.chosen:
-                if type(chosen.plugin).__module__ != __name__ and _file_of(chosen.plugin) in files:
+                if files & _files_of(chosen.plugin, hook):
                     fault.add_note(f"in {hook} of {chosen.label}")
             raise
 
 
-def _file_of(plugin: object) -> str:
-    import sys
+def _files_of(plugin: object, hook: str) -> set[str]:
+    """The file of a plugin's class and the one where it has this hook from."""
+    import inspect
 
-    return str(getattr(sys.modules.get(type(plugin).__module__), "__file__", ""))
+    found = {inspect.getsourcefile(type(plugin))} if type(plugin).__module__ in sys.modules else set()
+    implementation = getattr(type(plugin), hook, None)
+    return {file for file in (*found, getattr(getattr(implementation, "__code__", None), "co_filename", None)) if file}
 
 
 def bind(chosen: Sequence[Chosen], core: object) -> Hooks:

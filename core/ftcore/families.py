@@ -47,6 +47,7 @@ class HFModel:
     roles: ClassVar[Mapping[str, str]] = LLAMA_ROLES
     starter: ClassVar[Path | None] = None
     unpackable: ClassVar[str] = ""
+    starter_lr_scale: ClassVar[float] = 20.0
 
     weights: Annotated[
         Literal["pretrained", "random"],
@@ -69,6 +70,7 @@ class HFModel:
             vocab_size=int(config.vocab_size),
             stop_ids=stop_ids(model, tokenizer),
             unpackable=self.unpackable,
+            lr_scale=self.starter_lr_scale if run.settings.checkpoint is None else 1.0,
         )
 
     def _model(self, run: Run, folder: str, config: PreTrainedConfig, kwargs: dict[str, Any]) -> PreTrainedModel:

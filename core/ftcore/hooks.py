@@ -39,7 +39,8 @@ class Loaded:
     """A base model with its tokenizer and what methods and tasks need to know about the family.
 
     `parts` maps a role (`attention.q`, `mlp.up`, `embedding`, `head`, `norm`, `block`) to module names.
-    `unpackable` says why rows cannot be laid end to end; empty means that they can.
+    `unpackable` says why rows cannot be laid end to end; empty means that they can. `lr_scale` is what a method's
+    suggested learning rate is multiplied by: a very small model wants larger steps.
     """
 
     model: nn.Module
@@ -50,6 +51,7 @@ class Loaded:
     vocab_size: int
     stop_ids: tuple[int, ...] = ()
     unpackable: str = ""
+    lr_scale: float = 1.0
 
 
 class Row(Protocol):

@@ -24,7 +24,7 @@ from ftcore.generation import generate
 from ftcore.hooks import Data, Intent, Loaded, Run
 from ftcore.progress import Screen, Silent
 from ftcore.seeds import seeded
-from ftcore.training import Core, Job, evaluate, evaluation_order, train
+from ftcore.training import Core, Job, evaluate, evaluation_order, stoppable, train
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -63,7 +63,7 @@ def run(recipe: Recipe, screen: Screen) -> Outcome:
     main, output = accelerator.is_main_process, recipe.output
     screen = screen if main else Silent()
     screen.say(f"{recipe.title} in {output}")
-    with locked(output) if main else nullcontext():
+    with stoppable(), locked(output) if main else nullcontext():
         already = directory.is_finished(output)
         prepared = prepare(recipe, screen, answer=main and not already)
         record = directory.record(recipe, prepared.loaded, prepared.data, prepared.steps)
@@ -72,6 +72,8 @@ def run(recipe: Recipe, screen: Screen) -> Outcome:
         if already:
             screen.say(f"{output} holds this run, finished already; nothing was trained")
             return outcome(prepared, directory.read_samples(output))
+        if recipe.settings.resume and not Store(output / "checkpoints").steps():
+            raise Refused(f"--resume was given and {output} holds no checkpoint; leave --resume out to start")
         if main:
             publish(output / directory.RUN_FILE, directory.as_json(record))
         fit(prepared, accelerator, screen)
@@ -191,13 +193,19 @@ def fit(prepared: Prepared, accelerator: Accelerator, screen: Screen) -> None:
         data=prepared.data,
         order=prepared.order,
         steps=prepared.steps,
-        peak_lr=settings.lr or declared_datum(prepared.hooks.methods[0].plugin, "suggested_lr"),
+        peak_lr=settings.lr or suggested_lr(prepared),
         accelerator=accelerator,
         store=store,
         screen=screen,
         log=log,
     )
     train(job, checkpoint)
+
+
+def suggested_lr(prepared: Prepared) -> float:
+    """The learning rate of the first method, scaled for the model."""
+    own: float = declared_datum(prepared.hooks.methods[0].plugin, "suggested_lr")
+    return own * prepared.loaded.lr_scale
 
 
 def answers_of(loaded: Loaded, data: Data) -> tuple[str, ...]:

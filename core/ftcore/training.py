@@ -309,30 +309,50 @@ class _Clock:
             self.job.log({"step": step, "loss": loss, "lr": rate, "tokens": tokens})
 
 
+class _Leave(BaseException):
+    """Raised where the run happens to be; no library's `except Exception` swallows it."""
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Inside, SIGTERM and SIGINT end the run with Interrupted at once: outside the loop there is nothing to save."""
+
+    def leave(number: int, frame: object) -> None:
+        raise _Leave
+
+    try:
+        with _handled(leave):
+            yield
+    except _Leave:
+        raise Interrupted(STOPPED) from None
+
+
 @contextmanager
 def asked_to_stop() -> Iterator[threading.Event]:
-    """An event that SIGTERM and SIGINT set, in the main thread; a second signal acts as it did before."""
+    """An event that SIGTERM and SIGINT set, in the main thread; a second signal ends the process at once."""
     event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-    watched = (signal.SIGTERM, signal.SIGINT)
-    before = {number: signal.getsignal(number) for number in watched}
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
     def ask(number: int, frame: object) -> None:
         event.set()
-        restore()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    for number in watched:
-        signal.signal(number, ask)
-    try:
+    with _handled(ask):
         yield event
+
+
+@contextmanager
+def _handled(handler: Callable[[int, object], None]) -> Iterator[None]:
+    """SIGTERM and SIGINT go to `handler`, where handlers can be set: in the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
     finally:
-        restore()
+        for number, old in before.items():
+            signal.signal(number, old)
 
 
 STOPPED = "stopped as asked; everything is saved, run the same command again to go on"

