@@ -203,3 +203,36 @@ def test_without_a_checkpoint_the_starter_is_used() -> None:
         assert loaded.checkpoint == str(folder)
         assert loaded.tokenizer.chat_template
         assert sum(parameter.numel() for parameter in loaded.model.parameters()) < 10_000_000
+
+
+STARTER = Path(__file__).parent / "ftcore_qwen" / "starter"
+OWN_STORY = (
+    "Once upon a time there was a small cat named Tim. Tim liked to play in the garden. One day he saw a big red ball "
+    "under a tree. He ran to it and pushed it with his nose. The ball rolled away, and Tim was happy."
+)
+
+
+def test_the_starter_is_small() -> None:
+    assert sum(file.stat().st_size for file in STARTER.iterdir()) <= 2_500_000
+
+
+@pytest.mark.parametrize("text", [OWN_STORY, "小猫在门口看雨。", "naïve café 🐱\n\tif x != y: pass", "\u200b \x7f"])
+def test_any_text_goes_through_the_starters_tokenizer_and_back(text: str) -> None:
+    tokenizer = ftcore.load("qwen").tokenizer
+    assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
+
+
+def test_the_starter_has_read_stories() -> None:
+    loaded = ftcore.load("qwen")
+    begin = loaded.tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    ids = torch.tensor([[begin, *loaded.tokenizer(OWN_STORY, add_special_tokens=False)["input_ids"]]])
+    with torch.inference_mode():
+        loss = loaded.model(input_ids=ids, labels=ids).loss
+    bits = float(loss) * (ids.shape[1] - 1) / torch.tensor(2.0).log() / len(OWN_STORY)
+    assert float(bits) < 1.3
+
+
+def test_the_first_command_lowers_the_loss_on_held_out_rows(tmp_path: Path) -> None:
+    outcome = ftcore.run(method="lora", task="causal", model="qwen", output=tmp_path / "run", epochs=1)
+    assert outcome.metrics["loss"] < 0.5 * outcome.before["loss"]
+    assert all(sample["before"] != sample["after"] for sample in outcome.samples)

@@ -16,7 +16,7 @@ from pydantic import Field
 from ftcore_causal.template import Encoded, Template
 
 SAMPLE = Path(__file__).parent / "sample"
-SHOWN = ("Say hello to Lily.", "Write one sentence about a cat and a ball.", "What is the opposite of big?")
+SHOWN = ("Is an elephant big or small?", "Say good night to Ben.", "Answer yes or no: can a pig fly?")
 
 
 @options
