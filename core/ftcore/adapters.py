@@ -81,11 +81,11 @@ def _names(model: nn.Module, base: set[int]) -> tuple[str, ...]:
 
 
 def _renamed(loaded: Loaded, modules: Mapping[str, nn.Module], model: nn.Module) -> Loaded:
-    """`loaded` with its parts under the names that its modules have in `model`, whatever was wrapped around them."""
+    """`loaded` with `model` as it is now, and the parts under the names that their modules have in it."""
     names = {id(module): name for name, module in model.named_modules()}
     present = {role: [modules[name] for name in part] for role, part in loaded.parts.items()}
     parts = {role: tuple(names[id(m)] for m in part if id(m) in names) for role, part in present.items()}
-    return replace(loaded, parts=parts)
+    return replace(loaded, model=model, parts=parts)
 
 
 def _matched(model: nn.Module, base: Set[str]) -> tuple[str, ...]:

@@ -145,7 +145,8 @@ def inject_adapter(run: Run, model: nn.Module, loaded: Loaded, data: Data | None
     """Called for each method in the order named: the model with the adapter in place.
 
     Every parameter arrives frozen; those that require a gradient afterwards are trained. `model` is what the
-    method before returned. `data` is None and `steps` is the trained run's when the intent is merge or infer.
+    method before returned, and `loaded` holds it with its parts as they are named in it. `data` is None and `steps`
+    is the trained run's when the intent is merge or infer.
     """
 
 

@@ -258,8 +258,9 @@ def test_wrong_paths_are_refused_with_the_nearest_right_one(call: Call, base: Pa
     assert "rows.jsonl" in said
     said = call(f"{begin} --checkpoint {base} --data folder").refusal
     assert "folder is a directory" in said
-    said = call(f"{begin} --data rows.jsonl --checkpoint {str(base)[:-1]}x").refusal
-    assert f"did you mean '{base}'" in said
+    (tmp_path / "checkpoints" / "my-model").mkdir(parents=True)
+    said = call(f"{begin} --data rows.jsonl --checkpoint {tmp_path}/checkpoints/my-modle").refusal
+    assert f"did you mean '{tmp_path}/checkpoints/my-model'" in said
     said = call(f"{begin} --data rows.jsonl --checkpoint folder").refusal
     assert "'folder' has no config.json" in said
     said = call(f"{begin} --data rows.jsonl --checkpoint ./rows.jsonl").refusal

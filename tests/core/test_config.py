@@ -67,17 +67,24 @@ def test_paths_may_be_paths_and_one_file_needs_no_list() -> None:
     assert resolve({**NAMES, "checkpoint": Path("base"), "data": [Path("a"), "b"]}).settings.data == ("a", "b")
 
 
+class Norms:
+    """A second method, without options."""
+
+
 def test_the_default_output_is_named_after_the_plugins() -> None:
     assert resolve(NAMES).output == Path("runs/lora-causal-qwen")
-    two = resolve({**NAMES, "method": "lora+peft", "peft": {"type": "HRA"}})
-    assert two.output == Path("runs/lora+peft-causal-qwen")
+    assert resolve({**NAMES, "method": ["lora", Norms()]}).output == Path("runs/lora+norms-causal-qwen")
     assert resolve(NAMES).title == "lora · causal · qwen"
 
 
 def test_methods_keep_their_order_and_may_be_a_list() -> None:
-    peft = {"peft": {"type": "HRA"}}
-    assert resolve({**NAMES, **peft, "method": "peft+lora"}).named("method") == "peft+lora"
-    assert resolve({**NAMES, **peft, "method": ["peft", "lora"]}).named("method") == "peft+lora"
+    assert resolve({**NAMES, "method": ["lora", Norms()]}).named("method") == "lora+norms"
+    assert resolve({**NAMES, "method": [Norms(), "lora"]}).named("method") == "norms+lora"
+
+
+def test_two_methods_through_one_library_are_refused() -> None:
+    with pytest.raises(Refused, match="both go through PEFT"):
+        resolve({**NAMES, "method": "lora+peft", "peft": {"type": "HRA"}})
 
 
 WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
@@ -124,8 +131,8 @@ def test_an_option_of_a_plugin_is_never_harmless_because_of_its_name() -> None:
 
 def test_a_method_more_or_less_is_a_change() -> None:
     before = resolve(NAMES).plain()
-    now = resolve({**NAMES, "method": "lora+peft", "peft": {"type": "HRA"}}).plain()
-    assert {change.key for change in changes(before, now)} == {"method", "peft"}
+    now = resolve({**NAMES, "method": ["lora", Norms()]}).plain()
+    assert {change.key for change in changes(before, now)} == {"method", "norms"}
 
 
 def test_a_plugin_given_as_an_instance_is_the_plugin_given_by_name(
