@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ftcore.errors import FtcoreError, Refused
+from ftcore.errors import FtcoreError, Interrupted, Leave, Refused
 
 if TYPE_CHECKING:
     from ftcore.declaring import Option
@@ -30,6 +31,7 @@ QUIET = {
 
 def main() -> None:
     """Run the command line and leave with the exit code that says how it ended."""
+    signal.signal(signal.SIGTERM, _leave)
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     if not sys.warnoptions:
@@ -42,9 +44,16 @@ def main() -> None:
     except click.ClickException as usage:
         click.echo(f"ftcore: {usage.format_message()}", err=True)
         code = Refused.exit_code
+    except Leave:
+        code = Interrupted.exit_code
     except (click.Abort, KeyboardInterrupt):
         code = 130
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _leave(number: int, frame: object) -> None:
+    """Asked to end before there is anything to save."""
+    raise Leave
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

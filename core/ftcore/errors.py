@@ -21,3 +21,7 @@ class Interrupted(FtcoreError):
     """The run was asked to stop; everything is saved and the same command continues it."""
 
     exit_code: ClassVar[int] = 75
+
+
+class Leave(BaseException):
+    """Raised by a signal handler wherever the program happens to be; no `except Exception` swallows it."""

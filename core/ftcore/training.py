@@ -15,7 +15,7 @@ from ftcore.adapters import Injected, give
 from ftcore.batches import Order, moved
 from ftcore.checkpoints import Checkpoint, Store
 from ftcore.discovery import Hooks
-from ftcore.errors import FtcoreError, Interrupted, Refused
+from ftcore.errors import FtcoreError, Interrupted, Leave, Refused
 from ftcore.hooks import Batch, Data, Run, hookimpl
 from ftcore.progress import Screen, StepReport
 from ftcore.seeds import seeded
@@ -309,21 +309,17 @@ class _Clock:
             self.job.log({"step": step, "loss": loss, "lr": rate, "tokens": tokens})
 
 
-class _Leave(BaseException):
-    """Raised where the run happens to be; no library's `except Exception` swallows it."""
-
-
 @contextmanager
 def stoppable() -> Iterator[None]:
     """Inside, SIGTERM and SIGINT end the run with Interrupted at once: outside the loop there is nothing to save."""
 
     def leave(number: int, frame: object) -> None:
-        raise _Leave
+        raise Leave
 
     try:
         with _handled(leave):
             yield
-    except _Leave:
+    except Leave:
         raise Interrupted(STOPPED) from None
 
 
