@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PROJECTS := $(wildcard pyproject.toml plugins/*/pyproject.toml plugins/*/*/pyproject.toml)
 
-.PHONY: demo test lint docs proofs clean
+.PHONY: demo test lint docs bench proofs clean
 .DEFAULT_GOAL := test
 
 $(STAMP): requirements-dev.txt $(PROJECTS)
@@ -35,6 +35,9 @@ lint: $(STAMP)
 docs: $(STAMP)
 	$(BIN)/python docs/generate.py
 	$(BIN)/mkdocs build --strict --site-dir site
+
+bench: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/training_speed.py
 
 proofs: $(STAMP)
 	$(BIN)/python -m pytest -q -m slow
