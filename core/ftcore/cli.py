@@ -271,7 +271,7 @@ def _summary(outcome: Any) -> Iterator[str]:
 
 
 def _line(text: str) -> str:
-    flat = " ".join(text.split())
+    flat = " ".join(text.split()) or "(nothing)"
     return flat if len(flat) <= 160 else flat[:159] + "…"
 
 
