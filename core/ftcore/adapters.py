@@ -141,7 +141,7 @@ def select(parts: Mapping[str, tuple[str, ...]], roles: Sequence[str]) -> tuple[
     chosen: dict[str, None] = {}
     for role in roles:
         matched = [names for key, names in parts.items() if key == role or key.startswith(f"{role}.")]
-        if not any(matched):
+        if not matched:
             near = nearest(role, {*parts, *(key.partition(".")[0] for key in parts)})
             hint = f"did you mean '{near}'?" if near else f"it has {', '.join(sorted(parts))}"
             raise Refused(f"the model has no part '{role}'; {hint}")
@@ -149,13 +149,13 @@ def select(parts: Mapping[str, tuple[str, ...]], roles: Sequence[str]) -> tuple[
     return tuple(chosen)
 
 
-def matching(model: nn.Module, targets: Sequence[str]) -> tuple[str, ...]:
-    """The modules whose name is, or ends in, one of `targets`; each target must match something."""
-    names = [name for name, _ in model.named_modules() if name]
+def matching(model: nn.Module, targets: Sequence[str], *, partial: bool = False) -> tuple[str, ...]:
+    """The modules whose name is, or ends in, one of `targets`; unless the model is `partial`, each must match."""
+    names = [name for name, module in model.named_modules() if name and type(module).__name__ != "Identity"]
     chosen: dict[str, None] = {}
     for target in targets:
         matched = [name for name in names if name == target or name.endswith(f".{target}")]
-        if not matched:
+        if not matched and not partial:
             near = nearest(target, {name.rpartition(".")[2] for name in names})
             hint = f"did you mean '{near}'?" if near else "'ftcore plan' lists the modules"
             raise Refused(f"no module of {type(model).__name__} is named '{target}'; {hint}")

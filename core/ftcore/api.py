@@ -57,11 +57,14 @@ def attach(directory: str | Path, **overrides: Any) -> Loaded:
     return pipeline.attach(Path(directory), "infer", lambda line: None, overrides).loaded
 
 
-def merge(directory: str | Path, *, output: str | Path, **overrides: Any) -> Path:
-    """A plain checkpoint in `output` that transformers loads without ftcore and that answers as the adapted model."""
+def merge(directory: str | Path, *, output: str | Path, stream: bool = False, **overrides: Any) -> Path:
+    """A plain checkpoint in `output` that transformers loads without ftcore and that answers as the adapted model.
+
+    With `stream` one block of the model is in memory at a time.
+    """
     from ftcore import merging
 
-    return merging.merge(Path(directory), Path(output), lambda line: None, overrides)
+    return merging.merge(Path(directory), Path(output), lambda line: None, overrides, stream=stream)
 
 
 def inject(module: nn.Module, *, method: Any, **options: Any) -> nn.Module:

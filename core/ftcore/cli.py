@@ -293,11 +293,12 @@ def plan(ctx: click.Context, /, file: str | None, as_json: bool, **given: Any) -
 @cli.command()
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.option("--output", required=True, type=click.Path(path_type=Path), help="New directory for the plain model.")
-def merge(directory: Path, output: Path) -> None:
+@click.option("--stream", is_flag=True, help="Hold one block in memory at a time instead of the whole model.")
+def merge(directory: Path, output: Path, stream: bool) -> None:
     """Fold a run's adapter into its base: a plain checkpoint that needs no ftcore."""
     from ftcore import merging
 
-    merging.merge(directory, output, _screen().say, {})
+    merging.merge(directory, output, _screen().say, {}, stream=stream)
     click.echo(f"the merged model is in {output}; load it with transformers' from_pretrained")
 
 

@@ -77,6 +77,17 @@ def resolve(values: Mapping[str, object]) -> Recipe:
     return Recipe(build(Settings, given, "the run"), tuple(chosen))
 
 
+def overridden(saved: Mapping[str, Any], overrides: Mapping[str, object]) -> dict[str, Any]:
+    """The keys of a saved run with others laid over them; a plugin that is replaced takes its options with it."""
+    replaced = {name.rpartition(":")[2] for key in PLUGIN_KEYS if key in overrides for name in _names(saved.get(key))}
+    kept = {key: value for key, value in saved.items() if key not in replaced}
+    return {**kept, **overrides}
+
+
+def _names(given: object) -> list[str]:
+    return [name for name in _listed(given) if isinstance(name, str)]
+
+
 def _listed(given: object) -> list[object]:
     if given is None:
         return []

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ftcore import streaming
 from ftcore.errors import FtcoreError, Refused
 from ftcore.hooks import Loaded
 from ftcore.pipeline import Attached, attach
@@ -20,10 +22,20 @@ if TYPE_CHECKING:
 TOLERANCE: Mapping[int, float] = {4: 1e-4, 2: 6e-2}
 
 
-def merge(directory: Path, output: Path, say: Callable[[str], None], overrides: Mapping[str, object]) -> Path:
-    """`output` holds the base's class and tensors with the adapter folded in; it appears whole or not at all."""
+def merge(
+    directory: Path, output: Path, say: Callable[[str], None], overrides: Mapping[str, object], *, stream: bool = False
+) -> Path:
+    """`output` holds the base's class and tensors with the adapter folded in; it appears whole or not at all.
+
+    With `stream` one block is in memory at a time, and layers are compared; without it the whole model's logits are.
+    """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise Refused(f"the output '{output}' exists already; name a new directory")
+    if stream:
+        with staged(output) as folder:
+            difference = streaming.write(directory, folder, overrides)
+        say(f"the merged layers' answers are within {difference:.1e} of the adapted ones'")
+        return output
     attached = attach(directory, "merge", say, overrides)
     wanted = logits_of_probe(attached.injected.model, attached.loaded)
     merged = fold(attached)
@@ -76,17 +88,24 @@ def _compare(adapted: Tensor, merged: Tensor, weight_bytes: int) -> float:
 
 
 def _write(model: Any, loaded: Loaded, output: Path) -> None:
-    """The checkpoint is staged beside `output` and renamed into place."""
-    staged = output.parent / f".{output.name}.staged-{os.getpid()}"
+    """The checkpoint is in `output`."""
+    assert loaded.tokenizer is not None
+    if loaded.stop_ids:
+        model.generation_config.eos_token_id = list(loaded.stop_ids)
+    with staged(output) as folder:
+        model.save_pretrained(folder)
+        loaded.tokenizer.save_pretrained(folder)
+
+
+@contextmanager
+def staged(output: Path) -> Iterator[Path]:
+    """A name beside `output` for a new directory, which is renamed to it when nothing went wrong."""
+    folder = output.parent / f".{output.name}.staged-{os.getpid()}"
     output.parent.mkdir(parents=True, exist_ok=True)
     try:
-        if loaded.stop_ids:
-            model.generation_config.eos_token_id = list(loaded.stop_ids)
-        model.save_pretrained(staged)
-        assert loaded.tokenizer is not None
-        loaded.tokenizer.save_pretrained(staged)
+        yield folder
         if output.exists():
             output.rmdir()
-        staged.rename(output)
+        folder.rename(output)
     finally:
-        shutil.rmtree(staged, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)

@@ -275,7 +275,7 @@ def attach(
 ) -> Attached:
     """The adapted model of a finished run, in evaluation mode; refused when base or adapter are not what they were."""
     saved = directory.read_run(output)
-    recipe = config.resolve({**saved.run, **(overrides or {})})
+    recipe = config.resolve(config.overridden(saved.run, overrides or {}))
     hooks, run = begin(recipe, intent, lambda line: None)
     loaded = load_model(hooks, run)
     if directory.fingerprint(loaded.checkpoint) != saved.base_fingerprint:

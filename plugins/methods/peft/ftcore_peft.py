@@ -68,7 +68,7 @@ class MergeablePeftMethod(PeftMethod):
     def inject_adapter(self, run: Run, model: nn.Module, loaded: Loaded, data: Data | None, steps: int) -> nn.Module:
         """The model wrapped by PEFT, with exactly the chosen modules adapted."""
         config = self.config(run, model, loaded, data, steps)
-        chosen = self.targets(model, loaded)
+        chosen = self.targets(run, model, loaded)
         refuse_tied(model, chosen)
         config.task_type = TASK_TYPES.get(run.head)
         config.target_modules = endings(chosen, [name for name, _ in model.named_modules()])
@@ -85,12 +85,12 @@ class MergeablePeftMethod(PeftMethod):
         merged: nn.Module = model.merge_and_unload(safe_merge=True)
         return merged
 
-    def targets(self, model: nn.Module, loaded: Loaded) -> tuple[str, ...]:
+    def targets(self, run: Run, model: nn.Module, loaded: Loaded) -> tuple[str, ...]:
         """The full names of the modules to adapt; a role or name that matches nothing is refused."""
         from ftcore.adapters import matching, select
 
         if self.target_modules:
-            return matching(model, self.target_modules)
+            return matching(model, self.target_modules, partial=run.intent == "merge")
         return select(loaded.parts, self.parts)
 
 

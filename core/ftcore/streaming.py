@@ -1,0 +1,282 @@
+"""Merging one block at a time: the model is never in memory whole, whatever its size."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ftcore import config, directory
+from ftcore.adapters import Injected, give, inject
+from ftcore.discovery import Hooks
+from ftcore.errors import FtcoreError, Refused
+from ftcore.families import read_tokenizer
+from ftcore.hooks import Adapter, Loaded, Run
+from ftcore.pipeline import begin, load_model
+from ftcore.seeds import seeded
+from ftcore.settings import dtype_of
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+SHARD_BYTES = 5 * 10**9
+DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+REST = ""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A run to merge: its plugins, the model without weights, where the weights are, and the adapter."""
+
+    hooks: Hooks
+    run: Run
+    skeleton: Loaded
+    files: Mapping[str, Path]
+    adapter: Adapter
+    steps: int
+
+
+def write(output: Path, folder: Path, overrides: Mapping[str, object]) -> float:
+    """`folder` holds the merged checkpoint of the run in `output`; returns the largest difference seen in a layer.
+
+    Each block is made real on its own, adapted, folded, compared and written: peak memory is the largest block's, or
+    that of all that is in none.
+    """
+    source = opened(output, overrides)
+    taken: set[str] = set()
+    worst = 0.0
+    kind = DTYPES[str(dtype_of(source.run.settings)).removeprefix("torch.")]
+    places = lay_out(folder, sizes(source), kind)
+    for block in (*source.skeleton.parts.get("block", ()), REST):
+        tensors, used, difference = merged_part(source, block)
+        taken |= used
+        worst = max(worst, difference)
+        for name, tensor in tensors.items():
+            put(places[name], tensor)
+    unused = sorted(source.adapter.tensors.keys() - taken)
+    if unused:
+        raise FtcoreError(f"no block of the model took tensor '{unused[0]}' of the adapter; merge without --stream")
+    _write_configuration(source.skeleton, folder, output)
+    return worst
+
+
+def opened(output: Path, overrides: Mapping[str, object]) -> Source:
+    """The run in `output`, its base on the meta device; refused when base or adapter are not what they were."""
+    saved = directory.read_run(output)
+    recipe = config.resolve(config.overridden(saved.run, overrides))
+    hooks, run = begin(recipe, "merge", lambda line: None)
+    skeleton = load_model(hooks, replace(run, intent="plan"))
+    if directory.fingerprint(skeleton.checkpoint) != saved.base_fingerprint:
+        raise Refused(f"the base weights in '{skeleton.checkpoint}' are not those that {output} was trained on")
+    return Source(hooks, run, skeleton, index(skeleton.checkpoint), directory.read_adapter(output), saved.steps)
+
+
+def index(checkpoint: str) -> dict[str, Path]:
+    """Which file of a checkpoint holds each tensor."""
+    from safetensors import safe_open
+
+    found: dict[str, Path] = {}
+    for file in sorted(Path(checkpoint).glob("*.safetensors")):
+        with safe_open(file, framework="pt") as opened_file:
+            found.update(dict.fromkeys(opened_file.keys(), file))
+    return found
+
+
+def sizes(source: Source) -> dict[str, tuple[tuple[int, ...], int]]:
+    """Shape and bytes of every tensor that the merged checkpoint holds, each tied one once."""
+    width = dtype_of(source.run.settings).itemsize
+    state = source.skeleton.model.state_dict()
+    return {name: (tuple(t.shape), t.numel() * width) for name, t in state.items() if _is_stored(source, name)}
+
+
+def merged_part(source: Source, block: str) -> tuple[dict[str, Tensor], set[str], float]:
+    """The merged tensors of one block, or of all that is in none; the adapter tensors used; the largest difference."""
+    model, names = real_part(source, block)
+    mine = {name: t for name, t in source.adapter.tensors.items() if _block_of(source, name) in (block, REST)}
+    if not any(_block_of(source, name) == block for name in mine):
+        return _written(source, model, names), set(), 0.0
+    present = {name for name, module in model.named_modules() if type(module).__name__ != "Identity"}
+    parts = {role: tuple(n for n in part if n in present) for role, part in source.skeleton.parts.items()}
+    loaded = replace(source.skeleton, model=model, parts=parts)
+    try:
+        injected = inject(source.hooks, source.run, loaded, None, source.steps)
+    except Refused:
+        if block:
+            raise
+        return _written(source, model, names), set(), 0.0  # what is in no block was shared among them, or is nobody's
+    used = _given(source, injected, mine)
+    injected.model.eval()
+    before = dict(answers(injected.model, injected.matched))
+    merged = injected.model
+    for chosen in reversed(source.hooks.methods):
+        merged = source.hooks.merge(source.run, chosen, merged)
+    exact = dtype_of(source.run.settings).itemsize == 4
+    difference = compare(before, dict(answers(merged, injected.matched)), 1e-4 if exact else 6e-2)
+    return _written(source, merged, names), used, difference
+
+
+def real_part(source: Source, block: str) -> tuple[nn.Module, list[str]]:
+    """The model with only one block real, every other part empty; or with all but the blocks."""
+    from torch import nn
+
+    model: nn.Module = copy.deepcopy(source.skeleton.model)
+    blocks = set(source.skeleton.parts.get("block", ()))
+    for name in _beside(model, block) if block else blocks:
+        model.set_submodule(name, nn.Identity())
+    names = [name for name in model.state_dict() if not block or name.startswith(f"{block}.")]
+    tensors = {name: tensor for name in names if (tensor := _read(source, name)) is not None}
+    model.load_state_dict(tensors, strict=False, assign=True)
+    return model, list(tensors)
+
+
+def _beside(model: nn.Module, block: str) -> list[str]:
+    """The largest modules that neither hold `block` nor are in it."""
+    around = [block.rsplit(".", depth)[0] for depth in range(1, block.count(".") + 1)]
+    parents = ["", *around]
+    children = [f"{p}.{name}".lstrip(".") for p in parents for name, _ in model.get_submodule(p).named_children()]
+    return [name for name in children if name != block and name not in parents]
+
+
+def _read(source: Source, name: str) -> Tensor | None:
+    """A tensor of the checkpoint in the precision of the run; None for the second name of a tied one."""
+    from safetensors import safe_open
+
+    if not _is_stored(source, name):
+        return None
+    with safe_open(source.files[name], framework="pt") as file:
+        tensor: Tensor = file.get_tensor(name)
+    return tensor.to(dtype_of(source.run.settings))
+
+
+def _is_stored(source: Source, name: str) -> bool:
+    """Whether the checkpoint holds a tensor by this name; Refused when it holds it by no name at all."""
+    if name in source.files:
+        return True
+    state = source.skeleton.model.state_dict(keep_vars=True)
+    if any(other in source.files for other, tensor in state.items() if tensor is state[name]):
+        return False
+    raise Refused(f"the checkpoint names no tensor '{name}'; merge without --stream")
+
+
+def _block_of(source: Source, name: str) -> str:
+    """The block that an adapter's tensor belongs to by its name, if any."""
+    return next((b for b in source.skeleton.parts.get("block", ()) if f".{b}." in f".{name}"), REST)
+
+
+def _given(source: Source, injected: Injected, tensors: Mapping[str, Tensor]) -> set[str]:
+    """The part of the adapter is in the part of the model; the names that were taken."""
+    taken = source.hooks.load_adapter(source.run, injected.model, Adapter(source.adapter.config, tensors))
+    if taken is not None:
+        return set(taken) & tensors.keys()
+    mine = {name: tensors[name] for name in injected.names if name in tensors}
+    give(injected, mine)
+    return set(mine)
+
+
+def answers(model: nn.Module, layers: tuple[str, ...]) -> Iterator[tuple[str, Tensor]]:
+    """What each linear layer among `layers` makes of a random input, in float32."""
+    import torch
+
+    modules = dict(model.named_modules())
+    for layer in layers:
+        module: Any = next((m for name, m in modules.items() if f".{name}".endswith(f".{layer}")), None)
+        width = getattr(module, "in_features", None)
+        if width is not None:
+            with seeded(0, "layer", layer), torch.inference_mode():
+                weight = next(module.parameters())
+                yield layer, module(torch.randn(4, width).to(weight.dtype)).float()
+
+
+def compare(before: Mapping[str, Tensor], after: Mapping[str, Tensor], tolerance: float) -> float:
+    """The largest difference of a layer's answers; FtcoreError when it is more than `tolerance` allows."""
+    worst = 0.0
+    for layer, wanted in before.items():
+        found = after[layer]
+        difference = float((wanted - found).abs().max())
+        if not difference <= tolerance * max(1.0, float(wanted.abs().max())):
+            raise FtcoreError(
+                f"layer '{layer}' answers differently once merged, by {difference:.2e}; nothing was written"
+            )
+        worst = max(worst, difference)
+    return worst
+
+
+def _written(source: Source, model: nn.Module, names: list[str]) -> dict[str, Tensor]:
+    """The tensors of this part under the base's names; refused when the methods' merge left other ones."""
+    state = model.state_dict()
+    lacking = [name for name in names if name not in state]
+    if lacking:
+        raise FtcoreError(f"the merged model lacks tensor '{lacking[0]}' of its base; the method's merge is wrong")
+    return {name: state[name].detach().to(dtype_of(source.run.settings)) for name in names}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor's bytes stand in the file of a shard."""
+
+    file: Path
+    start: int
+    size: int
+
+
+def lay_out(folder: Path, sizes: Mapping[str, tuple[tuple[int, ...], int]], dtype: str) -> dict[str, Place]:
+    """The files of a checkpoint with their headers, as safetensors has them, and where each tensor's bytes belong."""
+    shards: list[dict[str, tuple[tuple[int, ...], int]]] = [{}]
+    for name, (shape, size) in sizes.items():
+        if shards[-1] and sum(held for _, held in shards[-1].values()) + size > SHARD_BYTES:
+            shards.append({})
+        shards[-1][name] = (shape, size)
+    folder.mkdir(parents=True)
+    places: dict[str, Place] = {}
+    for number, held in enumerate(shards, start=1):
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else "model.safetensors"
+        places.update(_with_header(folder / file, held, dtype))
+    if len(shards) > 1:
+        total = sum(size for _, size in sizes.values())
+        listing = {"metadata": {"total_size": total}, "weight_map": {n: p.file.name for n, p in places.items()}}
+        (folder / "model.safetensors.index.json").write_bytes(directory.as_json(listing))
+    return places
+
+
+def _with_header(file: Path, held: Mapping[str, tuple[tuple[int, ...], int]], dtype: str) -> dict[str, Place]:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    begin = 0
+    for name, (shape, size) in held.items():
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, begin + size]}
+        begin += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with file.open("wb") as out:
+        out.write(len(text).to_bytes(8, "little") + text)
+        out.truncate(8 + len(text) + begin)
+    offset = 8 + len(text)
+    return {n: Place(file, offset + header[n]["data_offsets"][0], size) for n, (_, size) in held.items()}
+
+
+def put(place: Place, tensor: Tensor) -> None:
+    """The tensor's bytes are in their place."""
+    import torch
+
+    data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    assert len(data) == place.size, place
+    with place.file.open("r+b") as out:
+        out.seek(place.start)
+        out.write(data)
+
+
+def _write_configuration(skeleton: Loaded, folder: Path, output: Path) -> None:
+    """Configuration, generation settings and tokenizer are beside the tensors."""
+    model: Any = skeleton.model
+    tokenizer = read_tokenizer(str(output))
+    model.config.save_pretrained(folder)
+    if skeleton.stop_ids:
+        model.generation_config.eos_token_id = list(skeleton.stop_ids)
+    model.generation_config.save_pretrained(folder)
+    assert tokenizer is not None
+    tokenizer.save_pretrained(folder)
+    kept = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    kept.setdefault("architectures", [type(model).__name__])
+    (folder / "config.json").write_bytes(directory.as_json(kept))
