@@ -85,7 +85,8 @@ def _renamed(loaded: Loaded, modules: Mapping[str, nn.Module], model: nn.Module)
     names = {id(module): name for name, module in model.named_modules()}
     present = {role: [modules[name] for name in part] for role, part in loaded.parts.items()}
     parts = {role: tuple(names[id(m)] for m in part if id(m) in names) for role, part in present.items()}
-    return replace(loaded, model=model, parts=parts)
+    whole = not isinstance(loaded.parts, PartialParts)
+    return replace(loaded, model=model, parts=parts if whole else PartialParts(parts))
 
 
 def _matched(model: nn.Module, base: Set[str]) -> tuple[str, ...]:
@@ -136,12 +137,16 @@ def restore(hooks: Hooks, run: Run, injected: Injected, adapter: Adapter) -> Non
         raise Refused(f"{hooks.methods[0].label} has no place for tensor '{ignored[0]}' of the saved adapter")
 
 
+class PartialParts(dict[str, tuple[str, ...]]):
+    """The parts of a model that holds only some of its blocks: a role without modules has them elsewhere."""
+
+
 def select(parts: Mapping[str, tuple[str, ...]], roles: Sequence[str]) -> tuple[str, ...]:
     """The module names that `roles` mean: `attention` stands for every `attention.*`; an unmatched role is refused."""
     chosen: dict[str, None] = {}
     for role in roles:
         matched = [names for key, names in parts.items() if key == role or key.startswith(f"{role}.")]
-        if not matched:
+        if not any(matched) and not (matched and isinstance(parts, PartialParts)):
             near = nearest(role, {*parts, *(key.partition(".")[0] for key in parts)})
             hint = f"did you mean '{near}'?" if near else f"it has {', '.join(sorted(parts))}"
             raise Refused(f"the model has no part '{role}'; {hint}")

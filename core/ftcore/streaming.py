@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftcore import config, directory
-from ftcore.adapters import Injected, give, inject
+from ftcore.adapters import Injected, PartialParts, give, inject
 from ftcore.discovery import Hooks
 from ftcore.errors import FtcoreError, Refused
 from ftcore.families import read_tokenizer
@@ -99,7 +99,7 @@ def merged_part(source: Source, block: str) -> tuple[dict[str, Tensor], set[str]
     if not any(_block_of(source, name) == block for name in mine):
         return _written(source, model, names), set(), 0.0
     present = {name for name, module in model.named_modules() if type(module).__name__ != "Identity"}
-    parts = {role: tuple(n for n in part if n in present) for role, part in source.skeleton.parts.items()}
+    parts = PartialParts({role: tuple(n for n in part if n in present) for role, part in source.skeleton.parts.items()})
     loaded = replace(source.skeleton, model=model, parts=parts)
     try:
         injected = inject(source.hooks, source.run, loaded, None, source.steps)
