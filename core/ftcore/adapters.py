@@ -118,7 +118,7 @@ def give(injected: Injected, tensors: Mapping[str, Tensor]) -> None:
 
 
 def saved(hooks: Hooks, run: Run, injected: Injected) -> Adapter:
-    """The adapter in its method's published format, or under the core's own names; never a non-finite or empty one."""
+    """The adapter in its method's published format, or under the core's own names; an empty one is an error."""
     adapter = hooks.save_adapter(run, injected.model)
     adapter = adapter or Adapter({"ftcore_methods": [c.name for c in hooks.methods]}, injected.tensors())
     if not adapter.tensors:
@@ -135,6 +135,13 @@ def restore(hooks: Hooks, run: Run, injected: Injected, adapter: Adapter) -> Non
     ignored = sorted(adapter.tensors.keys() - taken)
     if ignored:
         raise Refused(f"{hooks.methods[0].label} has no place for tensor '{ignored[0]}' of the saved adapter")
+
+
+def fold(hooks: Hooks, run: Run, model: nn.Module) -> nn.Module:
+    """The adapted model with each method's change folded into plain weights, the last method first."""
+    for chosen in reversed(hooks.methods):
+        model = hooks.merge(run, chosen, model)
+    return model
 
 
 class PartialParts(dict[str, tuple[str, ...]]):
@@ -156,7 +163,9 @@ def select(parts: Mapping[str, tuple[str, ...]], roles: Sequence[str]) -> tuple[
 
 def matching(model: nn.Module, targets: Sequence[str], *, partial: bool = False) -> tuple[str, ...]:
     """The modules whose name is, or ends in, one of `targets`; unless the model is `partial`, each must match."""
-    names = [name for name, module in model.named_modules() if name and type(module).__name__ != "Identity"]
+    from torch import nn
+
+    names = [name for name, module in model.named_modules() if name and not isinstance(module, nn.Identity)]
     chosen: dict[str, None] = {}
     for target in targets:
         matched = [name for name in names if name == target or name.endswith(f".{target}")]

@@ -366,14 +366,18 @@ def plugins(ctx: click.Context, as_json: bool) -> None:
 
 @plugins.command()
 @click.argument("name")
-def show(name: str) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print the JSON schema of its options, for editors.")
+def show(name: str, as_json: bool) -> None:
     """Print what a plugin is and every option it has."""
-    from ftcore.declaring import declared
+    from ftcore.declaring import declared, schema
     from ftcore.discovery import KINDS, find, offers
 
     kinds = [kind for kind in KINDS if any(o.name == name.rpartition(":")[2] for o in offers(kind))]
     offer = find(kinds[0] if kinds else "method", name)
     cls = offer.load()
+    if as_json:
+        click.echo(json.dumps(schema(cls), indent=2))
+        return
     click.echo(f"{offer.label}\n{' '.join((cls.__doc__ or '').split())}\n")
     for option in declared(cls):
         click.echo(f"  --{offer.name}.{option.name} {option.kind}\n      {_help(option)}")

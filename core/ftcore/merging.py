@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftcore import streaming
+from ftcore.adapters import fold
 from ftcore.errors import FtcoreError, Refused
 from ftcore.hooks import Loaded
 from ftcore.pipeline import Attached, attach
@@ -38,20 +39,12 @@ def merge(
         return output
     attached = attach(directory, "merge", say, overrides)
     wanted = logits_of_probe(attached.injected.model, attached.loaded)
-    merged = fold(attached)
+    merged = fold(attached.hooks, attached.run, attached.injected.model)
     _same_shape(merged, attached)
     difference = _compare(wanted, logits_of_probe(merged, attached.loaded), next(merged.parameters()).element_size())
     say(f"the merged model's logits are within {difference:.1e} of the adapted model's")
     _write(merged, attached.loaded, output)
     return output
-
-
-def fold(attached: Attached) -> nn.Module:
-    """The adapted model with each method's change folded into plain weights, the last method first."""
-    model = attached.injected.model
-    for chosen in reversed(attached.hooks.methods):
-        model = attached.hooks.merge(attached.run, chosen, model)
-    return model
 
 
 def logits_of_probe(model: nn.Module, loaded: Loaded) -> Tensor:

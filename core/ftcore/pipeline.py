@@ -270,18 +270,29 @@ class Attached:
     base_names: frozenset[str]
 
 
+def reopen(output: Path, intent: Intent, overrides: Mapping[str, object]) -> tuple[Recipe, Hooks, Run, int]:
+    """A finished run begun anew for another purpose, and the steps that it took."""
+    saved = directory.read_run(output)
+    recipe = config.resolve(config.overridden(saved.run, overrides))
+    return recipe, *begin(recipe, intent, lambda line: None), saved.steps
+
+
+def load_base(hooks: Hooks, run: Run, output: Path) -> Loaded:
+    """The base of the run in `output`; refused when it is not what the adapter was trained on."""
+    loaded = load_model(hooks, run)
+    if directory.fingerprint(loaded.checkpoint) != directory.read_run(output).base_fingerprint:
+        raise Refused(f"the base weights in '{loaded.checkpoint}' are not those that {output} was trained on")
+    return loaded
+
+
 def attach(
     output: Path, intent: Intent, say: Callable[[str], None], overrides: Mapping[str, object] | None = None
 ) -> Attached:
     """The adapted model of a finished run, in evaluation mode; refused when base or adapter are not what they were."""
-    saved = directory.read_run(output)
-    recipe = config.resolve(config.overridden(saved.run, overrides or {}))
-    hooks, run = begin(recipe, intent, lambda line: None)
-    loaded = load_model(hooks, run)
-    if directory.fingerprint(loaded.checkpoint) != saved.base_fingerprint:
-        raise Refused(f"the base weights in '{loaded.checkpoint}' are not those that {output} was trained on")
+    recipe, hooks, run, steps = reopen(output, intent, overrides or {})
+    loaded = load_base(hooks, run, output)
     base_class, base_names = type(loaded.model), frozenset(loaded.model.state_dict())
-    injected = inject_adapter(hooks, run, loaded, None, saved.steps)
+    injected = inject_adapter(hooks, run, loaded, None, steps)
     adapters.restore(hooks, run, injected, directory.read_adapter(output))
     injected.model.eval()
     adapted = replace(loaded, model=injected.model, tokenizer=read_tokenizer(str(output)))

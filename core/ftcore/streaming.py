@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftcore import config, directory
-from ftcore.adapters import Injected, PartialParts, give, inject
+from ftcore import directory
+from ftcore.adapters import Injected, PartialParts, fold, give, inject
 from ftcore.discovery import Hooks
 from ftcore.errors import FtcoreError, Refused
 from ftcore.families import read_tokenizer
 from ftcore.hooks import Adapter, Loaded, Run
-from ftcore.pipeline import begin, load_model
+from ftcore.pipeline import load_base, reopen
 from ftcore.seeds import seeded
 from ftcore.settings import dtype_of
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 SHARD_BYTES = 5 * 10**9
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 REST = ""
+Sizes = Mapping[str, tuple[tuple[int, ...], int]]  # shape and bytes of each tensor
 
 
 @dataclass(frozen=True)
@@ -65,13 +66,9 @@ def write(output: Path, folder: Path, overrides: Mapping[str, object]) -> float:
 
 def opened(output: Path, overrides: Mapping[str, object]) -> Source:
     """The run in `output`, its base on the meta device; refused when base or adapter are not what they were."""
-    saved = directory.read_run(output)
-    recipe = config.resolve(config.overridden(saved.run, overrides))
-    hooks, run = begin(recipe, "merge", lambda line: None)
-    skeleton = load_model(hooks, replace(run, intent="plan"))
-    if directory.fingerprint(skeleton.checkpoint) != saved.base_fingerprint:
-        raise Refused(f"the base weights in '{skeleton.checkpoint}' are not those that {output} was trained on")
-    return Source(hooks, run, skeleton, index(skeleton.checkpoint), directory.read_adapter(output), saved.steps)
+    _, hooks, run, steps = reopen(output, "merge", overrides)
+    skeleton = load_base(hooks, replace(run, intent="plan"), output)
+    return Source(hooks, run, skeleton, index(skeleton.checkpoint), directory.read_adapter(output), steps)
 
 
 def index(checkpoint: str) -> dict[str, Path]:
@@ -85,7 +82,7 @@ def index(checkpoint: str) -> dict[str, Path]:
     return found
 
 
-def sizes(source: Source) -> dict[str, tuple[tuple[int, ...], int]]:
+def sizes(source: Source) -> Sizes:
     """Shape and bytes of every tensor that the merged checkpoint holds, each tied one once."""
     width = dtype_of(source.run.settings).itemsize
     state = source.skeleton.model.state_dict()
@@ -94,11 +91,13 @@ def sizes(source: Source) -> dict[str, tuple[tuple[int, ...], int]]:
 
 def merged_part(source: Source, block: str) -> tuple[dict[str, Tensor], set[str], float]:
     """The merged tensors of one block, or of all that is in none; the adapter tensors used; the largest difference."""
+    from torch import nn
+
     model, names = real_part(source, block)
     mine = {name: t for name, t in source.adapter.tensors.items() if _block_of(source, name) in (block, REST)}
     if not any(_block_of(source, name) == block for name in mine):
         return _written(source, model, names), set(), 0.0
-    present = {name for name, module in model.named_modules() if type(module).__name__ != "Identity"}
+    present = {name for name, module in model.named_modules() if not isinstance(module, nn.Identity)}
     parts = PartialParts({role: tuple(n for n in part if n in present) for role, part in source.skeleton.parts.items()})
     loaded = replace(source.skeleton, model=model, parts=parts)
     try:
@@ -110,9 +109,7 @@ def merged_part(source: Source, block: str) -> tuple[dict[str, Tensor], set[str]
     used = _given(source, injected, mine)
     injected.model.eval()
     before = dict(answers(injected.model, injected.matched))
-    merged = injected.model
-    for chosen in reversed(source.hooks.methods):
-        merged = source.hooks.merge(source.run, chosen, merged)
+    merged = fold(source.hooks, source.run, injected.model)
     exact = dtype_of(source.run.settings).itemsize == 4
     difference = compare(before, dict(answers(merged, injected.matched)), 1e-4 if exact else 6e-2)
     return _written(source, merged, names), used, difference
@@ -222,7 +219,7 @@ class Place:
     size: int
 
 
-def lay_out(folder: Path, sizes: Mapping[str, tuple[tuple[int, ...], int]], dtype: str) -> dict[str, Place]:
+def lay_out(folder: Path, sizes: Sizes, dtype: str) -> dict[str, Place]:
     """The files of a checkpoint with their headers, as safetensors has them, and where each tensor's bytes belong."""
     shards: list[dict[str, tuple[tuple[int, ...], int]]] = [{}]
     for name, (shape, size) in sizes.items():
@@ -241,7 +238,7 @@ def lay_out(folder: Path, sizes: Mapping[str, tuple[tuple[int, ...], int]], dtyp
     return places
 
 
-def _with_header(file: Path, held: Mapping[str, tuple[tuple[int, ...], int]], dtype: str) -> dict[str, Place]:
+def _with_header(file: Path, held: Sizes, dtype: str) -> dict[str, Place]:
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     begin = 0
     for name, (shape, size) in held.items():

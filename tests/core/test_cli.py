@@ -508,6 +508,15 @@ def test_showing_a_plugin_shows_every_option(call: Call) -> None:
         assert option.help in said
 
 
+def test_the_schema_of_a_plugin_knows_every_option(call: Call) -> None:
+    from ftcore.declaring import declared
+    from ftcore_lora import LoRA
+
+    shown = json.loads(call("plugins show lora --json").out)
+    assert shown["properties"].keys() == {option.name for option in declared(LoRA)}
+    assert shown["additionalProperties"] is False
+
+
 # Plan
 
 PLANNED = {
