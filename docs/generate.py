@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import inspect
+import json
+import os
 import re
+import sys
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +26,7 @@ from ftcore.settings import Settings
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = ROOT / "docs" / "reference"
 NOTE = "<!-- written by docs/generate.py; edit the code and run `make docs` -->\n\n"
-VALUES = ("Run", "Loaded", "Row", "Batch", "Probe", "Data", "Adapter")
+VALUES = ("Run", "Loaded", "Row", "Batch", "Probe", "Data", "Example", "Adapter")
 KINDS = {
     "method": "how to adapt the model: `--method`, several joined with `+`",
     "task": "what to teach it: `--task`",
@@ -66,6 +70,7 @@ def pages() -> dict[Path, str]:
         REFERENCE / "plugins.md": plugins_page(plugins),
         REFERENCE / "cli.md": cli_page(),
         REFERENCE / "errors.md": errors_page(),
+        REFERENCE / "kit.md": kit_page(),
         ROOT / "README.md": between(ROOT / "README.md", "plugins", plugin_table(plugins)),
     }
     for one in plugins:
@@ -164,6 +169,8 @@ def declares(one: Shipped) -> str:
     said = []
     for name in discovery.DECLARABLE:
         value = getattr(one.cls, name, None)
+        if name == "examples" and value:
+            value = tuple(json.dumps(example.row, ensure_ascii=False) for example in value)
         if value not in (None, "", ()):
             said.append(f"`{name}` is {', '.join(f'`{v}`' for v in (value if isinstance(value, tuple) else (value,)))}")
     return "; " + "; ".join(said) if said else ""
@@ -284,6 +291,84 @@ def errors_page() -> str:
         + "ftcore or of a plugin: it keeps its type and traceback, exits 1, and carries a note such as "
         + "`in inject_adapter of method 'x' (ftcore-x 0.1.0)`.\n"
     )
+
+
+# --- the kit ---------------------------------------------------------------------------------------------
+
+KIT = """# Conformance kit
+
+What the contract promises, tried on a plugin: offline, on two-layer models, in seconds. A plugin's whole test file:
+
+```python
+from ftcore.testing import method_checks
+from ftcore_vera import Vera
+
+
+@method_checks(Vera())
+def test_contract(check):
+    check()
+```
+
+`task_checks`, `model_checks` and `extension_checks` are the same for the other kinds; `model_checks` takes
+`checkpoint=`, a tiny one, for a family that the kit can make none for. At the command line, with everything that is
+installed or with the plugins named:
+
+```text
+ftcore check [NAME]... [--NAME.OPTION VALUE] [--checkpoint DIR] [--json]
+```
+
+It exits 1 when a promise is broken. In a program, `ftcore.testing.examine(kind, plugin)` yields a `Result` for
+each check, with `outcome` (`passed`, `failed`, `excused` or `not reached`), `reason` and `seconds`, and each check is a
+plain function: `check_is_immutable(plugin)` raises `ftcore.testing.Failed`, an `AssertionError`, with what it saw.
+
+A check builds on others: when one of those fails it is *not reached*, so that one defect shows once, with its cause. A
+promise that a plugin cannot keep is declared on its class, with the reason, and shown in every report; a declaration
+that is not needed fails:
+
+```python
+excused: ClassVar[Mapping[str, str]] = {"check_not_everything_trains": "full fine-tuning trains every weight"}
+```
+
+What the kit cannot find out by itself a plugin declares too: `tried_with`, options to be made with where some are
+required; `examples` of a task, rows with the texts that must be learnt from them; `tiny` of a family, fields of the
+smallest config. [The hooks page](hooks.md#what-a-plugin-may-declare) lists them.
+
+The kit shows that a promise is broken on a small model, not that it is kept on every large one.
+"""
+
+
+def kit_page() -> str:
+    """Every check of the kit with its promise, and the defects that each is known to find."""
+    from ftcore import testing
+
+    text = f"{NOTE}{KIT}"
+    common = testing.CHECKS["extension"]
+    text += f"\n## Every plugin\n\n{checks_table(common)}"
+    for kind in ("method", "task", "model"):
+        own = [check for check in testing.CHECKS[kind] if check not in common]
+        text += f"\n## {kind.capitalize()}s\n\n{checks_table(own)}"
+    found = [[f"`{one.fails}`", kind, one.defect] for kind, one in defects()]
+    text += (
+        "\n## Defects\n\nThe kit is itself tested, by plugins that are broken on purpose in one way each "
+        f"(`tests/kit/broken_plugins`, {len(found)} of them). Each fails exactly one check:\n\n"
+    )
+    return text + table(("the check that fails", "kind", "the defect"), found)
+
+
+def checks_table(checks: Iterable[Any]) -> str:
+    """Names, promises and what they build on."""
+    rows = [[f"`{c.name}`", f"{c.promise}.", ", ".join(f"`{n}`" for n in c.needs)] for c in checks]
+    return table(("check", "what it promises", "builds on"), rows)
+
+
+def defects() -> Iterator[tuple[str, Any]]:
+    """Every plugin that is broken on purpose, with its kind."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    sys.path.insert(0, str(ROOT / "tests" / "kit"))
+    modules = {"anyone_listed": "any", "methods": "method", "tasks": "task", "models_listed": "model"}
+    for name, kind in modules.items():
+        for one in importlib.import_module(f"broken_plugins.{name}").BROKEN:
+            yield kind, one
 
 
 @click.command(help=__doc__)

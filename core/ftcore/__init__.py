@@ -9,12 +9,12 @@ if TYPE_CHECKING:
     from ftcore.api import attach, inject, load, merge, plan, plugins, run
     from ftcore.declaring import options
     from ftcore.errors import FtcoreError, Interrupted, Refused
-    from ftcore.hooks import Adapter, Batch, Data, Loaded, Probe, Run, hookimpl
+    from ftcore.hooks import Adapter, Batch, Data, Example, Loaded, Probe, Run, hookimpl
 
 _HOME = {
     **dict.fromkeys(("attach", "inject", "load", "merge", "plan", "plugins", "run"), "ftcore.api"),
     **dict.fromkeys(("FtcoreError", "Interrupted", "Refused"), "ftcore.errors"),
-    **dict.fromkeys(("Adapter", "Batch", "Data", "Loaded", "Probe", "Run", "hookimpl"), "ftcore.hooks"),
+    **dict.fromkeys(("Adapter", "Batch", "Data", "Example", "Loaded", "Probe", "Run", "hookimpl"), "ftcore.hooks"),
     "options": "ftcore.declaring",
 }
 
@@ -22,6 +22,7 @@ __all__ = [
     "Adapter",
     "Batch",
     "Data",
+    "Example",
     "FtcoreError",
     "Interrupted",
     "Loaded",

@@ -45,7 +45,10 @@ class Injected:
 
 
 def inject(hooks: Hooks, run: Run, loaded: Loaded, data: Data | None, steps: int) -> Injected:
-    """Each method's adapter in the order named, on a frozen base; what any of them made trainable trains in float32."""
+    """Each method's adapter in the order named, on a frozen base; what any of them made trainable trains in float32.
+
+    Where nothing trains, a tensor of the base keeps its precision: the layers around it expect no other.
+    """
     base = list(_everything(loaded.model))
     modules = dict(loaded.model.named_modules())
     model, wanted = loaded.model, set[int]()
@@ -58,11 +61,13 @@ def inject(hooks: Hooks, run: Run, loaded: Loaded, data: Data | None, steps: int
         if not made:
             raise Refused(f"{chosen.label} left nothing to train in {type(loaded.model).__name__}; choose other parts")
         wanted |= made
+    own = {id(tensor) for tensor in base}
     for parameter in model.parameters():
         if id(parameter) in wanted:
-            parameter.data = parameter.data.float()
+            if run.intent in ("train", "plan") or id(parameter) not in own:
+                parameter.data = parameter.data.float()
             parameter.requires_grad_(True)
-    return Injected(model, _names(model, {id(tensor) for tensor in base}), _matched(model, modules.keys()))
+    return Injected(model, _names(model, own), _matched(model, modules.keys()))
 
 
 def _everything(model: nn.Module) -> Sequence[Tensor]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ftcore import api
 from ftcore.directory import RUN_FILE
-from ftcore.discovery import declared_datum, offers
+from ftcore.discovery import declared_datum, sound
 from ftcore.errors import Refused
 from ftcore.generation import generate
 
@@ -30,7 +30,7 @@ def _family(where: str) -> str:
     if not file.is_file():
         raise Refused(f"'{where}' is neither a run nor a checkpoint directory; for a hub id name the --model too")
     model_type = json.loads(file.read_text(encoding="utf-8")).get("model_type")
-    for offer in offers("model"):
+    for offer in sound("model"):
         if model_type in declared_datum(offer.load(), "model_types"):
             return offer.name
     raise Refused(f"no installed family loads the model type '{model_type}' of '{where}'; name one with --model")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ftcore.errors import FtcoreError, Interrupted, Leave, Refused
+from ftcore.errors import Deprecated, FtcoreError, Interrupted, Leave, Refused
 
 if TYPE_CHECKING:
     from ftcore.declaring import Option
@@ -26,6 +26,7 @@ QUIET = {
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "TORCH_DEVICE_BACKEND_AUTOLOAD": "0",
+    "PYDANTIC_DISABLE_PLUGINS": "__all__",
 }
 
 
@@ -36,6 +37,7 @@ def main() -> None:
         os.environ.setdefault(name, value)
     if not sys.warnoptions:
         warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("default", Deprecated)
     try:
         code = cli.main(standalone_mode=False)
     except FtcoreError as stopped:
@@ -56,12 +58,63 @@ def _leave(number: int, frame: object) -> None:
     raise Leave
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+class Commands(click.Group):
+    """The commands, among whose arguments, wherever they stand, two flags say which plugins there are."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """The arguments without these flags, which hold until the command has ended."""
+        said, rest = _allow_list_among(args)
+        if said:
+            from ftcore.trust import only_from
+
+            ctx.with_resource(only_from(*_distributions(said), said=" ".join(said)))
+        return super().parse_args(ctx, rest)
+
+
+def _allow_list_among(args: Sequence[str]) -> tuple[list[str], list[str]]:
+    """What of the arguments says which plugins are offered, and the others; after `--` there are no flags."""
+    said: list[str] = []
+    rest: list[str] = []
+    waiting = iter(args)
+    for arg in waiting:
+        if arg == "--":
+            return said, [*rest, arg, *waiting]
+        if arg == "--plugins-from":
+            said += [arg, next(waiting, "")]
+        elif arg == "--no-plugins" or arg.startswith("--plugins-from="):
+            said += arg.split("=", 1)
+        else:
+            rest.append(arg)
+    return said, rest
+
+
+def _distributions(said: Sequence[str]) -> tuple[str, ...]:
+    """The distributions that the flags name; Refused when they contradict each other or name none."""
+    from ftcore.trust import separated
+
+    named = tuple(name for part in said if not part.startswith("--") for name in separated(part))
+    if "--no-plugins" in said and "--plugins-from" in said:
+        raise Refused("--no-plugins and --plugins-from are given; give one of them")
+    if "--plugins-from" in said and not named:
+        raise Refused("--plugins-from names no distribution; write --plugins-from NAME[,NAME…], or --no-plugins")
+    return named
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="ftcore")
+@click.option(
+    "--plugins-from",
+    metavar="DIST[,DIST…]",
+    expose_value=False,
+    help="Offer only plugins of these installed distributions, and import no other; also after the command.",
+)
+@click.option("--no-plugins", is_flag=True, expose_value=False, help="Offer no plugin; also after the command.")
 def cli() -> None:
     """Fine-tune transformer models through plugins.
 
     'ftcore plugins' lists the methods, tasks and model families that are installed.
+
+    Without --plugins-from and --no-plugins, a list in the environment variable FTCORE_PLUGINS holds.
     """
 
 
@@ -298,7 +351,9 @@ def merge(directory: Path, output: Path, stream: bool) -> None:
     """Fold a run's adapter into its base: a plain checkpoint that needs no ftcore."""
     from ftcore import merging
 
-    merging.merge(directory, output, _screen().say, {}, stream=stream)
+    screen = _screen()
+    _note_changed_plugins(directory, screen)
+    merging.merge(directory, output, screen.say, {}, stream=stream)
     click.echo(f"the merged model is in {output}; load it with transformers' from_pretrained")
 
 
@@ -310,12 +365,22 @@ def evaluate(directory: Path, data: tuple[str, ...], as_json: bool) -> None:
     """Measure a finished run on held-out rows."""
     from ftcore import pipeline
 
-    metrics = pipeline.evaluate_run(directory, data, _screen())
+    screen = _screen()
+    _note_changed_plugins(directory, screen)
+    metrics = pipeline.evaluate_run(directory, data, screen)
     if as_json:
         click.echo(json.dumps(metrics, indent=2))
         return
     for name, value in metrics.items():
         click.echo(f"{name.replace('_', ' ')}: {value:,.4f}".removesuffix(".0000"))
+
+
+def _note_changed_plugins(directory: Path, screen: Screen) -> None:
+    """What is installed is not what trained: that is said, and the adapter is used all the same."""
+    from ftcore.directory import changed_plugins
+
+    for change in changed_plugins(directory):
+        screen.say(f"note: {change}")
 
 
 @cli.command()
@@ -360,7 +425,7 @@ def plugins(ctx: click.Context, as_json: bool) -> None:
         click.echo(json.dumps(found, indent=2))
         return
     for one in found:
-        state = f"  broken: {one['error']}" if one["error"] else ""
+        state = f"  unusable: {one['error']}" if one["error"] else ""
         click.echo(f"{one['kind']:<10}{one['name']:<14}{one['distribution']} {one['version']}{state}")
 
 
@@ -370,10 +435,9 @@ def plugins(ctx: click.Context, as_json: bool) -> None:
 def show(name: str, as_json: bool) -> None:
     """Print what a plugin is and every option it has."""
     from ftcore.declaring import declared, schema
-    from ftcore.discovery import KINDS, find, offers
+    from ftcore.discovery import find, kind_of
 
-    kinds = [kind for kind in KINDS if any(o.name == name.rpartition(":")[2] for o in offers(kind))]
-    offer = find(kinds[0] if kinds else "method", name)
+    offer = find(kind_of(name), name)
     cls = offer.load()
     if as_json:
         click.echo(json.dumps(schema(cls), indent=2))
@@ -381,3 +445,79 @@ def show(name: str, as_json: bool) -> None:
     click.echo(f"{offer.label}\n{' '.join((cls.__doc__ or '').split())}\n")
     for option in declared(cls):
         click.echo(f"  --{offer.name}.{option.name} {option.kind}\n      {_help(option)}")
+
+
+class CheckCommand(RunCommand):
+    """A command whose flags are the options of the plugins that its arguments name."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """The arguments parsed with the flags of the plugins they name."""
+        ctx.meta["ftcore.dynamic"] = list(_flags_of_checked(args))
+        return click.Command.parse_args(self, ctx, args)
+
+
+def _flags_of_checked(args: Sequence[str]) -> Iterator[click.Parameter]:
+    from ftcore.declaring import declared
+    from ftcore.discovery import find, kind_of
+
+    for name in _names_among(args):
+        offer = find(kind_of(name), name)
+        for option in declared(offer.load_with_care()):
+            yield Flag(option, offer.name, f"{offer.kind} {offer.name}")
+
+
+def _names_among(args: Sequence[str]) -> list[str]:
+    """The arguments that are neither flags nor their values."""
+    named = []
+    for before, arg in zip(("", *args), args, strict=False):
+        if not arg.startswith("-") and (not before.startswith("--") or "=" in before or before == "--json"):
+            named.append(arg)
+    return named
+
+
+@cli.command(cls=CheckCommand)
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.option("--checkpoint", metavar="DIR", help="A tiny checkpoint for a family that the kit can make none for.")
+@click.option("--json", "as_json", is_flag=True, help="Print a list of objects.")
+@click.pass_context
+def check(ctx: click.Context, /, names: tuple[str, ...], checkpoint: str | None, as_json: bool, **given: Any) -> None:
+    """Try on installed plugins, all or the named ones, what the contract promises; exit 1 when one is broken."""
+    from ftcore import checking
+
+    reports = checking.checked(names, _options_given(ctx), checkpoint, None if as_json else click.echo)
+    if as_json:
+        click.echo(json.dumps(reports, indent=2, ensure_ascii=False))
+    if any(report["failed"] for report in reports):
+        raise click.exceptions.Exit(FtcoreError.exit_code)
+
+
+def _options_given(ctx: click.Context) -> dict[str, dict[str, object]]:
+    """The options of plugins among the flags, by the plugin's name."""
+    options: dict[str, dict[str, object]] = {}
+    for param in ctx.meta["ftcore.dynamic"]:
+        plugin, _, option = param.key.rpartition(".")
+        if ctx.params.get(param.name) is not None:
+            options.setdefault(plugin, {})[option] = ctx.params[param.name]
+    return options
+
+
+@cli.command()
+@click.argument("kind", type=click.Choice(["method", "task", "model"]))
+@click.argument("name")
+@click.option("--output", type=click.Path(path_type=Path), metavar="DIR", help="Directory; without it ftcore-NAME here.")
+@click.option("--author", metavar="TEXT", help="Whom the licence names; without it whom git names.")
+@click.option(
+    "--licence", type=click.Choice(["MIT", "Apache-2.0"]), default="MIT", show_default=True, help="Under which it is."
+)
+@click.option("--type", "model_type", metavar="TYPE", help="A family's model_type in config.json, where NAME is none.")
+def new(kind: str, name: str, output: Path | None, author: str | None, licence: str, model_type: str | None) -> None:
+    """Write the project of a new plugin: a package that works, with its test, ready to be changed and published."""
+    from ftcore import scaffold
+
+    def say(line: str) -> None:
+        click.echo(line, err=True)
+
+    project = scaffold.create(kind, name, output, author=author, licence=licence, model_type=model_type, say=say)
+    click.echo(f"{project} is a package that passes its test; next:")
+    for step in scaffold.next_steps(project, name):
+        click.echo(f"  {step}")

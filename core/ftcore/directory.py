@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from ftcore.batches import digest
 from ftcore.checkpoints import publish
-from ftcore.config import Recipe, changes
+from ftcore.config import Change, Recipe, changes
+from ftcore.discovery import PLUGIN_KEYS, code_of, find, spelled
 from ftcore.errors import Refused
 from ftcore.hooks import Adapter, Data, Loaded
 
@@ -42,7 +43,13 @@ def record(recipe: Recipe, loaded: Loaded, data: Data, steps: int) -> dict[str, 
         "steps": steps,
         "base": loaded.checkpoint,
         "plugins": [
-            {"kind": c.kind, "name": c.name, "distribution": c.distribution, "version": c.version}
+            {
+                "kind": c.kind,
+                "name": c.name,
+                "distribution": c.distribution,
+                "version": c.version,
+                "sha256": code_of(c.plugin),
+            }
             for c in recipe.chosen
         ],
         "fingerprints": {
@@ -76,7 +83,9 @@ def same_run(output: Path, now: Mapping[str, Any], allow_drift: bool, say: Calla
             )
         return
     saved = json.loads(file.read_text(encoding="utf-8"))
-    found = changes(saved["run"], now["run"]) + changes(saved["fingerprints"], now["fingerprints"])
+    found = changes(_named_plainly(saved["run"]), _named_plainly(now["run"]))
+    found += plugin_changes(saved["plugins"], now["plugins"])
+    found += changes(saved["fingerprints"], now["fingerprints"])
     breaking = [change for change in found if not change.harmless]
     if breaking and not allow_drift:
         listed = "; ".join(str(change) for change in breaking)
@@ -88,6 +97,46 @@ def same_run(output: Path, now: Mapping[str, Any], allow_drift: bool, say: Calla
         )
     for change in found:
         say(f"note: {change}")
+
+
+def _named_plainly(run: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's keys with the names of its plugins without their distributions, which are compared by themselves."""
+    names = {key: "+".join(n.rpartition(":")[2] for n in run[key].split("+")) for key in PLUGIN_KEYS if key in run}
+    return {**run, **names}
+
+
+def plugin_changes(saved: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]) -> list[Change]:
+    """Where the plugins of two runs that bear the same names differ: in distribution, version or code."""
+    before = {(plugin["kind"], plugin["name"]): plugin for plugin in saved}
+    pairs = ((before.get((plugin["kind"], plugin["name"])), plugin) for plugin in now)
+    return [change for known, plugin in pairs if known for change in _plugin_changes(known, plugin)]
+
+
+def _plugin_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Change]:
+    label, came, comes = f"{now['kind']} '{now['name']}'", _origin(before), _origin(now)
+    was, code = before.get("sha256"), now["sha256"]
+    if came != comes:
+        # a record without digests is of an ftcore that compared no plugins
+        yield Change(label, came, comes, harmless="sha256" not in before)
+    elif was and code and was != code:
+        yield Change(f"the code of {label} ({comes})", f"sha256 {was[:12]}", f"sha256 {code[:12]}", harmless=False)
+
+
+def _origin(plugin: Mapping[str, Any]) -> str:
+    return f"{plugin['distribution']} {plugin['version']}".strip() or "installed nowhere"
+
+
+def changed_plugins(output: Path) -> list[Change]:
+    """Where the installed plugins differ from those that a finished run was made with."""
+    read_run(output)
+    saved = json.loads((output / RUN_FILE).read_text(encoding="utf-8"))["plugins"]
+    return plugin_changes(saved, [_as_installed(plugin) for plugin in saved if plugin["distribution"]])
+
+
+def _as_installed(plugin: Mapping[str, Any]) -> dict[str, Any]:
+    offer = find(plugin["kind"], spelled(plugin["kind"], plugin["name"], plugin["distribution"]))
+    found = {"distribution": offer.distribution, "version": offer.version, "sha256": code_of(offer.load())}
+    return {**plugin, **found}
 
 
 def is_finished(output: Path) -> bool:
@@ -168,7 +217,16 @@ def read_run(output: Path) -> Saved:
     if not is_finished(output):
         raise Refused(f"the run in '{output}' is not finished; run its command again first")
     saved = json.loads((output / RUN_FILE).read_text(encoding="utf-8"))
-    return Saved(saved["run"], int(saved["steps"]), saved["fingerprints"]["base"])
+    return Saved({**saved["run"], **_spelled(saved["plugins"])}, int(saved["steps"]), saved["fingerprints"]["base"])
+
+
+def _spelled(plugins: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """The keys that name a run's plugins, each as it must be typed among those that are installed now."""
+    names: dict[str, list[str]] = {key: [] for key in PLUGIN_KEYS}
+    for plugin in plugins:
+        key = next(key for key, kind in PLUGIN_KEYS.items() if kind == plugin["kind"])
+        names[key].append(spelled(plugin["kind"], plugin["name"], plugin["distribution"]))
+    return {key: "+".join(listed) for key, listed in names.items() if listed}
 
 
 def as_json(value: object) -> bytes:

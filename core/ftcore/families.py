@@ -18,7 +18,17 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-HEADS: Mapping[str, str] = {"causal-lm": "AutoModelForCausalLM"}
+UNLIMITED = 2**20  # positions, where a family computes them from distances
+
+# What a task may ask for, and the class of transformers that has it.
+HEADS: Mapping[str, str] = {
+    "causal-lm": "AutoModelForCausalLM",
+    "seq2seq-lm": "AutoModelForSeq2SeqLM",
+    "masked-lm": "AutoModelForMaskedLM",
+    "sequence-classification": "AutoModelForSequenceClassification",
+    "token-classification": "AutoModelForTokenClassification",
+    "question-answering": "AutoModelForQuestionAnswering",
+}
 
 LLAMA_ROLES: Mapping[str, str] = {
     "block": "model.layers.*",
@@ -39,7 +49,7 @@ LLAMA_ROLES: Mapping[str, str] = {
 class HFModel:
     """A family that transformers implements: `model_types` it loads, `roles` as module patterns, perhaps a `starter`.
 
-    In a pattern `*` stands for any run of characters, a block's number or more.
+    In a pattern `*` stands for any run of characters, a block's number or more; blanks separate several patterns.
     """
 
     model_types: ClassVar[tuple[str, ...]] = ()
@@ -57,7 +67,7 @@ class HFModel:
     @hookimpl
     def load_model(self, run: Run, kwargs: Mapping[str, Any]) -> Loaded:
         """The checkpoint in transformers' own class, every weight filled from the checkpoint and none left over."""
-        folder = locate(run, self.starter, type(self).__name__)
+        folder = without_adapter(locate(run, self.starter, type(self).__name__))
         config = read_config(folder, self.model_types)
         tokenizer = read_tokenizer(folder, optional=run.intent == "plan")
         model = self._model(run, folder, config, dict(kwargs))
@@ -66,7 +76,7 @@ class HFModel:
             tokenizer=tokenizer,
             parts=parts_of(model, self.roles),
             checkpoint=folder,
-            max_positions=int(config.max_position_embeddings),
+            max_positions=int(getattr(config, "max_position_embeddings", None) or UNLIMITED),
             vocab_size=int(config.vocab_size),
             stop_ids=stop_ids(model, tokenizer),
             unpackable=self.unpackable,
@@ -81,9 +91,9 @@ class HFModel:
 
         auto = getattr(transformers, HEADS[run.head])
         given = {"attn_implementation": register(), "dtype": dtype_of(run.settings), "trust_remote_code": False}
-        given |= kwargs
         if self.unpackable:
             given.pop("attn_implementation")
+        given |= kwargs
         if run.intent == "plan":
             with torch.device("meta"):
                 return auto.from_config(config, **given)  # type: ignore[no-any-return]
@@ -113,6 +123,13 @@ def locate(run: Run, starter: Path | None, family: str) -> str:
     return _snapshot(asked, weights=run.intent != "plan")
 
 
+def without_adapter(folder: str) -> str:
+    """The folder; Refused when an adapter lies beside its weights, which transformers would put in unasked."""
+    if Path(folder, "adapter_config.json").exists():
+        raise Refused(f"the checkpoint '{folder}' holds an adapter beside its weights; merge it, or take the file out")
+    return folder
+
+
 def _snapshot(hub_id: str, *, weights: bool) -> str:
     """The local copy of a hub checkpoint, with its weights or without."""
     from huggingface_hub import snapshot_download
@@ -131,14 +148,15 @@ def read_config(folder: str, model_types: tuple[str, ...]) -> PreTrainedConfig:
 
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (ValueError, OSError, KeyError) as unknown:
-        reason = str(unknown).strip().splitlines()[0]
+    except Exception as unreadable:
+        reason = " ".join(str(unreadable).split())[:200] or type(unreadable).__name__
         raise Refused(f"the config.json in '{folder}' cannot be read: {reason}") from None
     if config.model_type not in model_types:
         raise Refused(
             f"the checkpoint '{folder}' is of type '{config.model_type}', and this family loads "
             f"{', '.join(model_types)}; 'ftcore plugins' lists the families"
         )
+    config._attn_implementation = None  # a file may name a kernel of the hub there, which is code
     return config
 
 
@@ -148,7 +166,7 @@ def read_tokenizer(folder: str, *, optional: bool = False) -> PreTrainedTokenize
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        if len(tokenizer) <= len(tokenizer.all_special_ids):  # what some classes make of a folder without their files
+        if len(tokenizer) <= len(tokenizer.all_special_ids) + 2:  # what some classes make of a folder without files
             raise ValueError("it has no vocabulary; add its tokenizer.json")
     except Exception as unreadable:
         if optional:
@@ -168,8 +186,8 @@ def strictly_loaded(auto: Any, folder: str, config: PreTrainedConfig, given: Map
         model, info = auto.from_pretrained(
             folder, config=config, output_loading_info=True, use_safetensors=True, ignore_mismatched_sizes=True, **given
         )
-    except (OSError, RuntimeError, SafetensorError) as unreadable:
-        reason = str(unreadable).strip().splitlines()[0]
+    except (OSError, RuntimeError, LookupError, SafetensorError) as unreadable:
+        reason = " ".join(str(unreadable).split())[:200] or type(unreadable).__name__
         raise Refused(f"the weights in '{folder}' cannot be read: {reason}") from None
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[kind]:
@@ -184,18 +202,26 @@ def strictly_loaded(auto: Any, folder: str, config: PreTrainedConfig, given: Map
 def parts_of(model: nn.Module, roles: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
     """The module names behind each role; a role that matches nothing in this model is left out."""
     names = [name for name, _ in model.named_modules()]
-    found = {}
-    for role, pattern in roles.items():
-        expression = re.compile(re.escape(pattern).replace(r"\.\*\.", r"\.\d+\.").replace(r"\*", ".*"))
-        if pattern.endswith(".*"):
-            expression = re.compile(re.escape(pattern[:-2]) + r"\.\d+")
-        found[role] = tuple(name for name in names if expression.fullmatch(name))
+    found = {role: tuple(filter(_expression(pattern).fullmatch, names)) for role, pattern in roles.items()}
     return {role: matched for role, matched in found.items() if matched}
 
 
+def _expression(patterns: str) -> re.Pattern[str]:
+    """A name that is `*` stands for a block's number, any other `*` for a run of characters."""
+    return re.compile("|".join(map(_alternative, patterns.split())))
+
+
+def _alternative(pattern: str) -> str:
+    parts = [r"\d+" if part == "*" else re.escape(part).replace(r"\*", ".*") for part in pattern.split(".")]
+    return r"\.".join(parts)
+
+
 def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> tuple[int, ...]:
-    """The tokens that end an answer, by generation config and tokenizer."""
-    configured = model.generation_config.eos_token_id if model.generation_config else None
+    """The tokens that end an answer, by generation config and tokenizer; a model that generates nothing has none."""
+    generates = getattr(model, "generation_config", None)
+    if generates is None:
+        return ()
+    configured = generates.eos_token_id
     listed = configured if isinstance(configured, list) else [configured]
     own = tokenizer.eos_token_id if tokenizer is not None else None
     return tuple(dict.fromkeys(token for token in (own, *listed) if token is not None))

@@ -108,6 +108,17 @@ class Data:
 
 
 @dataclass(frozen=True)
+class Example:
+    """A row in the shape that a task reads, and the texts in it that the model learns to say, as they are written.
+
+    The conformance kit tries a task on those it declares as `examples`. `learned` is empty where no text is learned.
+    """
+
+    row: Mapping[str, Any]
+    learned: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Adapter:
     """What a method keeps on disk: its configuration, its tensors, and the library that reads them."""
 

@@ -179,7 +179,7 @@ def train(job: Job, checkpoint: Checkpoint | None) -> float:
             for step, micro_batches in zip(range(done + 1, job.steps + 1), job.order.after(done), strict=False):
                 _leave_together(job, stop)
                 if step == 1 or _due(settings.eval_every, done):
-                    _evaluate(job, model, watched, done)
+                    _evaluate(job, raw, watched, done)
                 batches = _batches(job, micro_batches)
                 rate = _set_rate(optimizer, learning_rate(settings, job.peak_lr, step, job.steps))
                 model.train()
@@ -194,7 +194,7 @@ def train(job: Job, checkpoint: Checkpoint | None) -> float:
                 report.stepped(step, loss, rate, batches)
                 if step == job.steps or _due(settings.save_every, step):
                     _save(job, optimizer, step)
-            _evaluate(job, model, watched, job.steps)
+            _evaluate(job, raw, watched, job.steps)
         except Interrupted:
             _save(job, optimizer, done)
             raise
@@ -257,7 +257,10 @@ def _every_tensor_learns(model: nn.Module) -> None:
 def evaluate(
     run: Run, data: Data, model: nn.Module, order: Order, accelerator: Accelerator, loss: Loss
 ) -> dict[str, float]:
-    """The task's metrics over the held-out rows, each row's loss weighted by what it supervises."""
+    """The task's metrics over the held-out rows, each row's loss weighted by what it supervises.
+
+    `model` is not the wrapper that exchanges between processes: they need not have equally many batches.
+    """
     import torch
 
     total, weight = 0.0, 0.0

@@ -76,9 +76,7 @@ def model_config(tokenizer: Qwen2Tokenizer, context: int) -> Qwen2Config:
 
 @click.command(help=__doc__)
 @click.argument("out", type=click.Path(file_okay=False, path_type=Path))
-@click.option(
-    "--text", multiple=True, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path)
-)
+@click.option("--text", multiple=True, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--vocab-size", default=2048, show_default=True, help="Tokens in all, special tokens included.")
 @click.option("--context", default=1024, show_default=True, help="Positions the model may attend to.")
 def main(out: Path, text: tuple[Path, ...], vocab_size: int, context: int) -> None:

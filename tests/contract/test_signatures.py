@@ -14,7 +14,7 @@ import ftcore
 from ftcore import discovery, hooks
 
 GOLDEN = Path(__file__).parent / "signatures.txt"
-VALUES = (hooks.Run, hooks.Loaded, hooks.Batch, hooks.Probe, hooks.Data, hooks.Adapter)
+VALUES = (hooks.Run, hooks.Loaded, hooks.Batch, hooks.Probe, hooks.Data, hooks.Example, hooks.Adapter)
 
 
 def specified() -> dict[str, object]:

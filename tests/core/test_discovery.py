@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -37,25 +38,8 @@ class It:
         return model
 '''
 FAULTY = METHOD.format(default=1).replace("return model", "return model.absent")
-Publish = Callable[..., None]
-
-
-@pytest.fixture
-def publish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Publish:
-    """`publish("ftcore-vera", "method", "vera", source)` is an installed distribution that announces this plugin."""
-
-    def install(distribution: str, kind: Kind, name: str, source: str, target: str = "It") -> None:
-        module = distribution.replace("-", "_") + "_module"
-        folder = tmp_path / distribution
-        announced = folder / f"{distribution.replace('-', '_')}-1.5.dist-info"
-        announced.mkdir(parents=True)
-        (folder / f"{module}.py").write_text(source)
-        (announced / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.5\n")
-        (announced / "entry_points.txt").write_text(f"[ftcore.{kind}s]\n{name} = {module}:{target}\n")
-        monkeypatch.syspath_prepend(folder)
-        monkeypatch.delitem(sys.modules, module, raising=False)
-
-    return install
+Publish = Callable[..., Path]
+Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
 # Names
@@ -105,9 +89,8 @@ def test_a_distribution_without_that_name_is_refused() -> None:
 
 
 def test_a_distribution_seen_twice_on_the_path_is_one(publish: Publish, tmp_path: Path, monkeypatch: Any) -> None:
-    publish("ftcore-vera", "method", "vera", METHOD.format(default=3))
     copy = tmp_path / "copy"
-    copy.symlink_to(tmp_path / "ftcore-vera")
+    copy.symlink_to(publish("ftcore-vera", "method", "vera", METHOD.format(default=3)))
     monkeypatch.syspath_prepend(copy)
     assert find("method", "vera").distribution == "ftcore-vera"
 
@@ -139,19 +122,13 @@ def test_a_plugin_that_does_not_import_is_listed_with_its_error_and_breaks_only_
         assert part in str(raised.value)
 
 
-def test_the_command_lists_a_broken_plugin_and_helps_with_the_others(publish: Publish, tmp_path: Path) -> None:
+def test_the_command_lists_a_broken_plugin_and_helps_with_the_others(publish: Publish, command: Command) -> None:
     publish("ftcore-broken", "method", "broken", "raise RuntimeError('no luck')")
-    path = {"PYTHONPATH": str(tmp_path / "ftcore-broken")}
-
-    def told(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "ftcore", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, env={**path, "PATH": ""})
-
-    listed = told("plugins")
+    listed = command("plugins")
     assert listed.returncode == 0
-    assert "broken: method 'broken' (ftcore-broken 1.5) cannot be imported (RuntimeError: no luck)" in listed.stdout
-    assert told("run", "--method", "lora", "--help").returncode == 0
-    refused = told("run", "--method", "broken", "--task", "causal", "--model", "qwen")
+    assert "unusable: method 'broken' (ftcore-broken 1.5) cannot be imported (RuntimeError: no luck)" in listed.stdout
+    assert command("run", "--method", "lora", "--help").returncode == 0
+    refused = command("run", "--method", "broken", "--task", "causal", "--model", "qwen")
     assert refused.returncode == 2
     assert "no luck" in refused.stderr
     assert "Traceback" not in refused.stderr
@@ -289,6 +266,159 @@ def test_an_exception_names_only_the_plugin_that_raised(publish: Publish) -> Non
     assert raised.value.__notes__ == ["in inject_adapter of method 'one' (ftcore-one 1.5)"]
 
 
+TWO = METHOD.format(default=1).replace("class It", "class One") + METHOD.format(default=1).replace(
+    "class It", "class Two"
+)
+HELPED = TWO.replace("return model", "return helped(model)") + "\ndef helped(model):\n    return model.absent\n"
+
+
+@pytest.mark.parametrize("source", [TWO.replace("return model", "return model.absent"), HELPED])
+@pytest.mark.parametrize("culprit", ["one", "two"])
+def test_of_two_plugins_in_one_file_the_one_that_raised_is_named(publish: Publish, source: str, culprit: str) -> None:
+    folder = publish("ftcore-pair", "method", "one", source, "One")
+    module = "ftcore_pair_module"
+    entries = next(folder.glob("*.dist-info")) / "entry_points.txt"
+    entries.write_text(f"[ftcore.methods]\none = {module}:One\ntwo = {module}:Two\n")
+    both = [choose("method", name, {}) for name in ("one", "two")]
+    hooks, model = bind(both, Core()), nn.Linear(2, 2)
+    raising = next(one for one in both if one.name == culprit)
+    with pytest.raises(AttributeError) as raised:
+        hooks.inject_adapter(Run(Settings(), "train", ""), raising, model, Loaded(model, None, {}, "", 0, 0), None, 1)
+    assert raised.value.__notes__ == [f"in inject_adapter of method '{culprit}' (ftcore-pair 1.5)"]
+
+
+def test_an_exception_of_a_class_without_a_file_names_it() -> None:
+    known: dict[str, Any] = {}
+    exec(compile(FAULTY, "<made>", "exec", dont_inherit=True), known)
+    with pytest.raises(AttributeError) as raised:
+        called(bound("method", known["It"]()), "inject_adapter")
+    assert raised.value.__notes__ == ["in inject_adapter of method 'vera' (ftcore-vera 1.5)"]
+
+
+@options
+class Around:
+    """Acts around a step, and raises where it is told to."""
+
+    place: str = ""
+
+    @hookimpl(wrapper=True)
+    def train_step(self) -> Generator[None, float, float]:
+        if self.place == "before":
+            raise_like_the_library()
+        loss = yield
+        if self.place == "after":
+            raise_like_the_library()
+        return loss
+
+
+@options
+class Steps:
+    """Answers a step."""
+
+    @hookimpl
+    def train_step(self) -> float:
+        return 0.0
+
+
+@pytest.mark.parametrize(("place", "method", "culprit"), [
+    ("before", Steps(), "extension 'around'"),
+    ("after", Steps(), "extension 'around'"),
+    ("", Fault(), "method 'vera' (ftcore-vera 1.5)"),
+])  # fmt: skip
+def test_what_acts_around_a_step_is_named_for_its_own_faults_only(place: str, method: object, culprit: str) -> None:
+    around = Chosen("extension", "around", "", "", Around(place=place))
+    hooks = bind([chosen("method", method), around], Core())
+    with pytest.raises(json.JSONDecodeError) as raised:
+        called(hooks, "train_step")
+    assert raised.value.__notes__ == [f"in train_step of {culprit}"]
+
+
+@options
+class Asks:
+    """Asks for the loss."""
+
+    @hookimpl
+    def train_step(self, model: nn.Module, loss: Any) -> float:
+        return float(loss(model, None))
+
+
+def test_the_loss_of_a_task_that_fails_in_a_step_names_the_task_and_not_the_method() -> None:
+    @options
+    class Task:
+        """Its loss fails."""
+
+        @hookimpl
+        def prepare_data(self) -> Data:
+            return Data([], [], lambda rows: rows, loss=lambda model, batch: json.loads("{"))  # type: ignore[arg-type,return-value]
+
+    task = Chosen("task", "task", "ftcore-task", "2", Task())
+    hooks = bind([Chosen("method", "asks", "", "", Asks()), task], Core())
+    data = hooks.prepare_data(Run(Settings(), "train", ""), Loaded(nn.Linear(1, 1), None, {}, "", 0, 0))
+    with pytest.raises(json.JSONDecodeError) as raised:
+        hooks.train_step(
+            run=None, step=1, model=nn.Linear(1, 1), batches=[], loss=data.loss, optimizer=None, accelerator=None
+        )
+    assert raised.value.__notes__ == ["in train_step of task 'task' (ftcore-task 2)"]
+
+
+def test_a_function_in_another_file_of_a_plugins_package_names_the_plugin(publish: Publish) -> None:
+    source = (
+        "from ftcore import Data, hookimpl, options\nfrom ftcore_pack_module.parts import loss\n"
+        "@options\nclass It:\n    'A task.'\n    @hookimpl\n    def prepare_data(self):\n"
+        "        return Data([], [], collate=None, loss=loss)\n"
+    )
+    folder = publish("ftcore-pack", "task", "pack", source, package=True)
+    (folder / "ftcore_pack_module" / "parts.py").write_text("def loss(model, batch):\n    return model.absent\n")
+    task = choose("task", "pack", {})
+    hooks = bind([Chosen("method", "asks", "", "", Asks()), task], Core())
+    model = nn.Linear(1, 1)
+    data = hooks.prepare_data(Run(Settings(), "train", ""), Loaded(model, None, {}, "", 0, 0))
+    with pytest.raises(AttributeError) as raised:
+        hooks.train_step(run=None, step=1, model=model, batches=[], loss=data.loss, optimizer=None, accelerator=None)
+    assert raised.value.__notes__ == ["in train_step of task 'pack' (ftcore-pack 1.5)"]
+
+
+@dataclass(frozen=True)
+class Frozen(Exception):
+    """An exception that nothing can be added to."""
+
+    reason: str
+
+
+class Deaf(Exception):
+    """An exception that takes no notes."""
+
+    def add_note(self, note: str) -> None:
+        raise TypeError(note)
+
+
+@pytest.mark.parametrize("fault", [Frozen("broken"), Deaf("broken")])
+@pytest.mark.parametrize("cause", [None, KeyError("first")])
+def test_an_exception_that_takes_no_note_keeps_its_type_and_has_the_note_as_its_cause(
+    fault: Exception, cause: Exception | None
+) -> None:
+    @options
+    class Raising:
+        """Raises it."""
+
+        @hookimpl
+        def inject_adapter(self) -> nn.Module:
+            raise fault from cause
+
+    with pytest.raises(type(fault)) as raised:
+        called(bound("method", Raising()), "inject_adapter")
+    assert raised.value is fault
+    assert isinstance(fault.__cause__, FtcoreError)
+    assert str(fault.__cause__) == "in inject_adapter of method 'vera' (ftcore-vera 1.5)"
+    assert fault.__cause__.__cause__ is cause
+
+
+def test_a_fault_of_the_core_names_no_plugin() -> None:
+    with pytest.raises(Exception) as raised:  # noqa: PT011
+        called(bound("method", Loads()), "train_step")
+    assert not hasattr(raised.value, "__notes__")
+
+
 def test_an_error_of_ftcore_passes_a_hook_as_it_is() -> None:
     @options
     class Refusing:
@@ -368,6 +498,32 @@ def test_plugins_that_cannot_stand_beside_each_other_are_refused_by_what_they_de
 
     with pytest.raises(Refused, match=r"task 'vera' .*'classification'.*model 'qwen' .*causal-lm"):
         bind([chosen("task", Classifies()), choose("model", "qwen", {})], Core())
+
+
+def test_a_method_is_refused_beside_a_task_whose_head_it_does_not_adapt() -> None:
+    class Generates:
+        only_heads = ("causal-lm", "seq2seq-lm")
+
+    class Classifies:
+        head = "sequence-classification"
+
+    with pytest.raises(Refused) as raised:
+        bind([chosen("method", Generates()), Chosen("task", "sorts", "", "", Classifies())], Core())
+    for part in ("task 'sorts'", "'sequence-classification'", "method 'vera'", "causal-lm, seq2seq-lm"):
+        assert part in str(raised.value)
+
+
+def test_a_hook_that_leaves_the_process_is_a_fault_that_names_the_plugin() -> None:
+    @options
+    class Leaving:
+        """Leaves."""
+
+        @hookimpl
+        def prepare_data(self) -> Data:
+            raise SystemExit(0)
+
+    with pytest.raises(FtcoreError, match=r"task 'vera' \(ftcore-vera 1.5\) tried to end the process in prepare_data"):
+        called(bound("task", Leaving()), "prepare_data")
 
 
 # Instances

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -16,7 +17,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMED = "Qwen/Qwen2.5-0.5B-Instruct"
-BLOCK = re.compile(r"<!-- run(?:: (?P<how>[\w.-]+))? -->\n```(?P<kind>\w+)\n(?P<code>.*?)^```", re.S | re.M)
+BLOCK = re.compile(r"<!-- run(?:: (?P<how>[\w./-]+))? -->\n```(?P<kind>\w+)\n(?P<code>.*?)^```", re.S | re.M)
 QUICK = {"--steps": "4", "--batch-size": "4", "--log-every": "2"}
 MARKED = sorted(page for page in ROOT.glob("docs/**/*.md") if BLOCK.search(page.read_text(encoding="utf-8")))
 
@@ -29,11 +30,21 @@ class Place:
     checkpoint: Path
 
     def shell(self, line: str) -> int:
-        """The exit code of one command line."""
+        """The exit code of one command line: ftcore's own, an editable install, or a module of Python."""
+        words = shlex.split(line.replace(NAMED, str(self.checkpoint)))
+        if words[:3] == ["pip", "install", "-e"]:
+            self.install(self.folder / words[3].partition("[")[0])
+            return 0
+        if words[:2] == ["python", "-m"]:
+            path = os.pathsep.join(filter(None, sys.path))
+            return subprocess.run([sys.executable, *words[1:]], env={**os.environ, "PYTHONPATH": path}).returncode
+        return self.ftcore(words, line)
+
+    def ftcore(self, words: list[str], line: str) -> int:
+        """The exit code of a command of ftcore."""
         from ftcore.cli import main
 
-        words = shlex.split(line.replace(NAMED, str(self.checkpoint)))
-        assert words[0] == "ftcore", f"only ftcore's own commands are run: {line}"
+        assert words[0] == "ftcore", f"this is not run here: {line}"
         if words[1] in ("run", "plan") and "-" in line:
             named = any(w == "--checkpoint" for w in words) or words[2].endswith(".yaml") or "--config" in words
             words += [] if named else ["--checkpoint", str(self.checkpoint)]
@@ -44,6 +55,23 @@ class Place:
             with pytest.raises(SystemExit) as left:
                 main()
         return int(left.value.code or 0)
+
+    def write(self, name: str, text: str) -> None:
+        """The file holds the text; a module is imported anew, and a project is installed."""
+        file = self.folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text.replace(NAMED, str(self.checkpoint)), encoding="utf-8")
+        if file.suffix == ".py":
+            sys.modules.pop(file.stem, None)
+            importlib.invalidate_caches()
+        if file.name == "pyproject.toml":
+            self.install(file.parent)
+
+    def install(self, folder: Path) -> None:
+        """The project in `folder` is found by the interpreter."""
+        install(folder)
+        if str(folder) not in sys.path:
+            sys.path.insert(0, str(folder))
 
     def python(self, code: str, known: dict[str, object]) -> None:
         """The program is run with what earlier blocks of the page defined."""
@@ -56,6 +84,11 @@ def place(
 ) -> Iterator[Place]:
     """A directory with rows.jsonl, broken.jsonl and book.txt, and the README's method installed."""
     before = set(sys.modules)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # a module that is replaced within a second is read anew
+    for number, (name, value) in enumerate({"user.name": "Ada Lovelace", "user.email": "ada@example.org"}.items()):
+        monkeypatch.setenv(f"GIT_CONFIG_KEY_{number}", name)
+        monkeypatch.setenv(f"GIT_CONFIG_VALUE_{number}", value)
+    monkeypatch.setenv("GIT_CONFIG_COUNT", "2")
     (tmp_path / "rows.jsonl").write_bytes(rows.read_bytes())
     (tmp_path / "book.txt").write_bytes(story.read_bytes())
     (tmp_path / "broken.jsonl").write_text('{"instruction": "Hi", "output": ""}\n')
@@ -65,11 +98,11 @@ def place(
         (bitfit / name).write_text(text)
     install(bitfit)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.syspath_prepend(str(tmp_path))  # and what is added later is taken out again
     monkeypatch.syspath_prepend(str(bitfit))
     yield Place(tmp_path, checkpoint("qwen2"))
     for name in set(sys.modules) - before:
-        if name in ("ftcore_scale", "ftcore_bitfit"):
+        if str(getattr(sys.modules[name], "__file__", None)).startswith(str(tmp_path)):
             del sys.modules[name]
 
 
@@ -85,9 +118,9 @@ def install(folder: Path) -> None:
 
     project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
     info = folder / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
-    info.mkdir()
+    info.mkdir(exist_ok=True)
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n")
-    groups = project["entry-points"].items()
+    groups = project.get("entry-points", {}).items()
     lines = [f"[{group}]\n" + "\n".join(f"{k} = {v}" for k, v in entries.items()) for group, entries in groups]
     (info / "entry_points.txt").write_text("\n".join(lines) + "\n")
     importlib.invalidate_caches()
@@ -99,9 +132,7 @@ def test_a_page_can_be_followed(page: Path, place: Place) -> None:
     for block in BLOCK.finditer(page.read_text(encoding="utf-8")):
         how, kind, code = block["how"], block["kind"], block["code"]
         if how and how != "refused":
-            (place.folder / how).write_text(code.replace(NAMED, str(place.checkpoint)))
-            if how == "pyproject.toml":
-                install(place.folder)
+            place.write(how, code)
         elif kind == "python":
             place.python(code, known)
         else:

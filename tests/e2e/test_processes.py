@@ -22,12 +22,13 @@ def together(keys: dict[str, Any], tmp_path: Path) -> str:
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "ftcore", "run", "run.json"],
         cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+        timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-@pytest.mark.parametrize("rows_held", [0.0, 0.1])
+@pytest.mark.parametrize("rows_held", [0.0, 0.2], ids=["none held out", "three batches held out for two processes"])
 def test_two_processes_train_as_one_that_accumulates(
     rows_held: float, checkpoint: Callable[..., Path], rows: Path, tmp_path: Path
 ) -> None:

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
+import re
 import shutil
 import signal
-import site
 import subprocess
-import sys
 import time
-import venv
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PROJECT = Path(__file__).parent / "third_party"
-NEEDED = ("methods/peft", "methods/lora", "tasks/causal", "models/qwen")
-NOT_SOURCES = shutil.ignore_patterns("__pycache__", "*.egg-info", "build", "dist", ".*_cache")
+PROJECT = ROOT / "examples" / "third_party_method"
+NEEDED = [ROOT / "plugins" / name for name in ("methods/peft", "methods/lora", "tasks/causal", "models/qwen")]
 STEPS = 16
 
 # One process, so that torch is imported once: the run again without a kill, the merged model beside the adapted one,
@@ -65,68 +62,21 @@ print("all is well")
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The scripts of a clean environment: ftcore, four plugins and tinylora from wheels, the rest linked from here."""
-    folder = tmp_path_factory.mktemp("third party")
-    wheels = built(folder)
-    environment = folder / "environment"
-    venv.create(environment, symlinks=True)
-    packages = next((environment / "lib").glob("python*/site-packages"))
-    for source in map(Path, site.getsitepackages()):
-        for entry in source.iterdir() if source.is_dir() else ():
-            if not is_ours(entry.name) and not (packages / entry.name).exists():
-                (packages / entry.name).symlink_to(entry)
-    python = environment / "bin" / "python"
-    pip(f"--python={python}", "install", "--no-index", "--no-deps", *map(str, wheels))
-    return environment / "bin"
-
-
-def is_ours(name: str) -> bool:
-    """Whether an entry of site-packages belongs to this repository or would lead back into it."""
-    return name.lower().startswith(("ftcore", "__editable__", "_ftcore")) or name.endswith((".pth", ".egg-link"))
-
-
-def built(folder: Path) -> list[Path]:
-    """The wheels, built from copies, so that the working tree stays clean."""
-    core = folder / "sources" / "ftcore"
-    shutil.copytree(ROOT / "core", core / "core", ignore=NOT_SOURCES)
-    for name in ("pyproject.toml", "README.md"):
-        shutil.copy(ROOT / name, core)
-    sources = [core]
-    for path in (*(ROOT / "plugins" / name for name in NEEDED), PROJECT):
-        sources.append(Path(shutil.copytree(path, folder / "sources" / path.name, ignore=NOT_SOURCES)))
-    pip("wheel", "--no-index", "--no-deps", "--no-build-isolation", f"--wheel-dir={folder}", *map(str, sources))
-    wheels = sorted(folder.glob("*.whl"))
-    assert len(wheels) == len(sources)
-    return wheels
-
-
-def pip(*arguments: str) -> None:
-    done = subprocess.run([sys.executable, "-m", "pip", "--quiet", *arguments], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+def installed(environment: Callable[..., Any]) -> Any:
+    """A clean environment: ftcore, four plugins and tinylora from wheels."""
+    return environment(*NEEDED, PROJECT)
 
 
 @pytest.fixture(scope="module")
-def ftcore(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
-    """`ftcore("plugins")` is what the installed command prints; it must end with 0 and without a traceback."""
+def ftcore(installed: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
+    """`ftcore("plugins")` is what the installed command prints."""
     elsewhere = tmp_path_factory.mktemp("elsewhere")
 
     def call(*arguments: str, typed: str = "") -> str:
-        done = subprocess.run(
-            [str(installed / "ftcore"), *arguments], input=typed, capture_output=True, text=True, cwd=elsewhere,
-            env=alone(),
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        assert "Traceback" not in done.stderr
-        return done.stdout + done.stderr if arguments[0] == "run" else done.stdout
+        done = installed.call("ftcore", *arguments, folder=elsewhere, typed=typed)
+        return str(done.stdout + done.stderr if arguments[0] == "run" else done.stdout)
 
     return call
-
-
-def alone() -> dict[str, str]:
-    """The environment without what would lead back to the working tree."""
-    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
-    return {**kept, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -148,15 +98,14 @@ def keys(checkpoint: Callable[..., Path], rows: Path) -> dict[str, object]:
 
 @pytest.fixture(scope="module")
 def trained(
-    installed: Path, ftcore: Callable[..., str], keys: dict[str, object], tmp_path_factory: pytest.TempPathFactory
+    installed: Any, ftcore: Callable[..., str], keys: dict[str, object], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """The output of a tinylora run that was killed once and finished by the same command."""
     output = tmp_path_factory.mktemp("runs") / "killed"
     flags = [part for key, value in keys.items() for part in (f"--{key.replace('_', '-')}", str(value))]
     arguments = ["run", *flags, "--output", str(output)]
-    process = subprocess.Popen(
-        [str(installed / "ftcore"), *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=alone()
-    )
+    command, nowhere = str(installed.scripts / "ftcore"), subprocess.DEVNULL
+    process = subprocess.Popen([command, *arguments], stdout=nowhere, stderr=nowhere, env=installed.variables)
     while not (output / "checkpoints" / "step-000000002").exists():
         assert process.poll() is None
         time.sleep(0.001)
@@ -166,13 +115,13 @@ def trained(
     return output
 
 
-def test_its_own_tests_pass_beside_the_installed_ftcore(installed: Path, tmp_path: Path) -> None:
-    shutil.copy(PROJECT / "test_tinylora.py", tmp_path)
-    done = subprocess.run(
-        [str(installed / "python"), "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)],
-        capture_output=True, text=True, cwd=tmp_path, env=alone(),
-    )  # fmt: skip
-    assert "3 passed" in done.stdout, done.stdout
+def test_its_own_tests_and_the_kit_pass_beside_the_installed_ftcore(installed: Any, tmp_path: Path) -> None:
+    for name in ("pyproject.toml", "test_contract.py", "test_tinylora.py"):
+        shutil.copy(PROJECT / name, tmp_path)
+    said = installed.call("python", "-m", "pytest", "-q", "-p", "no:cacheprovider", folder=tmp_path).stdout
+    passed = re.match(r"(\d+) passed(, \d+ warnings?)? in ", said.splitlines()[-1])
+    assert passed, said
+    assert int(passed[1]) > 40
 
 
 def test_it_is_listed_with_its_distribution(ftcore: Callable[..., str]) -> None:
@@ -196,15 +145,12 @@ def test_its_options_are_flags_with_help(ftcore: Callable[..., str]) -> None:
 
 
 def test_killed_and_resumed_it_equals_an_undisturbed_run_merged_it_answers_the_same_and_it_combines(
-    installed: Path, ftcore: Callable[..., str], trained: Path, keys: dict[str, object], tmp_path: Path
+    installed: Any, ftcore: Callable[..., str], trained: Path, keys: dict[str, object], tmp_path: Path
 ) -> None:
     merged = tmp_path / "merged"
     assert str(merged) in ftcore("merge", str(trained), "--output", str(merged))
-    done = subprocess.run(
-        [str(installed / "python"), "-c", PROGRAM, str(trained), str(merged), str(tmp_path), json.dumps(keys)],
-        capture_output=True, text=True, cwd=tmp_path, env=alone(),
-    )  # fmt: skip
-    assert done.stdout.endswith("all is well\n"), done.stderr
+    arguments = (str(trained), str(merged), str(tmp_path), json.dumps(keys))
+    assert installed.call("python", "-c", PROGRAM, *arguments, folder=tmp_path).stdout.endswith("all is well\n")
 
 
 def test_evaluate_repeats_the_metrics_of_the_run(ftcore: Callable[..., str], trained: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from ftcore import hookimpl, options
@@ -16,6 +17,7 @@ class Full:
 
     suggested_lr: ClassVar[float] = 2e-5
     alone: ClassVar[str] = "it trains every weight already"
+    excused: ClassVar[Mapping[str, str]] = {"check_not_everything_trains": "training every weight is what it is for"}
 
     @hookimpl
     def inject_adapter(self, model: nn.Module) -> nn.Module:

@@ -129,6 +129,8 @@ def endings(chosen: Sequence[str], every: Sequence[str]) -> list[str]:
 class Peft(MergeablePeftMethod):
     """Any tuner of the installed PEFT that adapts modules: `--peft.type HRA --peft.settings '{"r": 8}'`."""
 
+    tried_with: ClassVar[Mapping[str, object]] = {"type": "HRA"}
+
     type: Annotated[str, Field(description="PEFT's name of the tuner, such as HRA, MISS or FOURIERFT.")]
     settings: Annotated[
         dict[str, Any], Field(description="Fields of the tuner's PEFT configuration, as a JSON object.")

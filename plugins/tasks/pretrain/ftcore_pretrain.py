@@ -5,21 +5,28 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from ftcore import Data, Loaded, Probe, Refused, Run, hookimpl, options
+from ftcore import Data, Example, Loaded, Probe, Refused, Run, hookimpl, options
 from ftcore.batches import TokenRow, collator, held_out, token_loss, token_row
-from ftcore.problems import Problems, settle
+from ftcore.problems import Problem, Problems, settle
 from ftcore.records import Document, read_documents
 from pydantic import Field
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+REMEDY = "write it differently, take the document out, or name it as the separator of a .txt file"
+
 
 @options
 class Pretrain:
     """Continued or first pre-training on text files: next-token loss over every document."""
+
+    examples: ClassVar[tuple[Example, ...]] = (
+        Example({"text": "The cat sat by the door."}, ("The cat sat by the door.",)),
+        Example({"text": "小狗去找它的球。\n\nIt ran over the hill."}, ("小狗去找它的球。\n\nIt ran over the hill.",)),
+    )
 
     separator: Annotated[
         str | None, Field(description="Text that separates documents in a .txt file; without it a file is one.")
@@ -41,9 +48,10 @@ class Pretrain:
         assert tokenizer is not None
         length = min(settings.max_length, loaded.max_positions)
         problems = Problems()
-        training = read_documents(settings.data, self.separator, problems) if settings.data else []
-        named = read_documents(settings.eval_data, self.separator, problems) if settings.eval_data else []
-        notice = settle(problems, settings.on_bad_row, len(training) + len(named)) if settings.data else None
+        training = self._read(settings.data, tokenizer, problems)
+        named = self._read(settings.eval_data, tokenizer, problems)
+        read = settings.data or settings.eval_data
+        notice = settle(problems, settings.on_bad_row, len(training) + len(named)) if read else None
         if notice:
             run.say(notice)
         training, apart = held_out(training, named, settings)
@@ -58,6 +66,7 @@ class Pretrain:
             counts={
                 "documents": len(training),
                 "rows": len(train),
+                "rows_left_out": len(problems),
                 "tokens": sum(row.size for row in train),
                 "supervised_tokens": sum(row.supervised for row in train),
             },
@@ -66,6 +75,16 @@ class Pretrain:
             stop_ids=edges[1],
             metrics=metrics(sum(row.supervised for row in held), sum(len(d.text) for d in apart)),
         )
+
+    def _read(self, sources: Sequence[str], tokenizer: PreTrainedTokenizerBase, problems: Problems) -> list[Document]:
+        """The documents of `sources` that can be used; one that spells out a special token is among the problems."""
+        documents = read_documents(sources, self.separator, problems) if sources else []
+        specials = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+        found = [(document, next((s for s in specials if s in document.text), "")) for document in documents]
+        for document, special in found:
+            if special:
+                problems.add(Problem(document.place, "text", f"holds the special token '{special}'", REMEDY))
+        return [document for document, special in found if not special]
 
     def _edge(self, tokenizer: PreTrainedTokenizerBase, which: str) -> tuple[int, ...]:
         """The token before or after a document, as a tuple of one or none."""

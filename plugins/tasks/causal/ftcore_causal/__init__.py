@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
-from ftcore import Data, Loaded, Probe, Refused, Run, hookimpl, options
+from ftcore import Data, Example, Loaded, Probe, Refused, Run, hookimpl, options
 from ftcore.batches import collator, held_out, token_loss
 from ftcore.conversations import Conversation, Message, to_conversation
 from ftcore.problems import BadRow, Problems, settle
@@ -22,6 +22,36 @@ SHOWN = ("Is an elephant big or small?", "Say good night to Ben.", "Answer yes o
 @options
 class Causal:
     """Supervised fine-tuning on alpaca rows, `messages` or `conversations`, in the tokenizer's own chat template."""
+
+    examples: ClassVar[tuple[Example, ...]] = (
+        Example({"instruction": "Where is the cat?", "output": "By the door."}, ("By the door.",)),
+        Example(
+            {
+                "system": "Be kind.",
+                "history": [["Hi!", "Hello!"]],
+                "instruction": "Add.",
+                "input": "1 + 1",
+                "output": "2.",
+            },
+            ("Hello!", "2."),
+        ),
+        Example(
+            {
+                "messages": [
+                    {"role": "system", "content": "Answer in a word."},
+                    {"role": "user", "content": "Where is the dog?"},
+                    {"role": "assistant", "content": "Outside."},
+                    {"role": "user", "content": "And the cat?"},
+                    {"role": "assistant", "content": "Inside."},
+                ]
+            },
+            ("Outside.", "Inside."),
+        ),
+        Example(
+            {"conversations": [{"from": "human", "value": "小猫在哪里？"}, {"from": "gpt", "value": "在门口看雨。"}]},
+            ("在门口看雨。",),
+        ),
+    )
 
     template: Annotated[
         str | None,

@@ -1,11 +1,13 @@
-"""What ftcore-tinylora promises: nothing changes at first, only the update trains, and merging keeps every answer."""
+"""What only ftcore-tinylora can get wrong: how it begins, what trains, and what is merged or refused."""
 
 from __future__ import annotations
 
+import pytest
 import torch
-from ftcore import Loaded
-from ftcore_tinylora import TinyLoRA
+from ftcore import Loaded, Refused
 from torch import nn
+
+from ftcore_tinylora import TinyLoRA
 
 
 def adapted() -> tuple[nn.Sequential, nn.Sequential]:
@@ -43,3 +45,12 @@ def test_the_merged_model_is_plain_and_answers_the_same() -> None:
     assert merged.state_dict().keys() == plain.state_dict().keys()
     assert type(merged.get_submodule("0")) is nn.Linear
     assert torch.allclose(merged(x), wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("part", ["shared", "norm"])
+def test_a_weight_that_could_not_be_merged_is_refused(part: str) -> None:
+    model = nn.Sequential(nn.Embedding(7, 5), nn.LayerNorm(5), nn.Linear(5, 7))
+    model[2].weight = model[0].weight
+    loaded = Loaded(model, None, {"shared": ("2",), "norm": ("1",)}, "", 0, 0)
+    with pytest.raises(Refused, match="choose parts without its role"):
+        TinyLoRA(parts=(part,)).inject_adapter(model=model, loaded=loaded)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from ftcore import Loaded, hookimpl, options
+from ftcore import Loaded, Refused, hookimpl, options
 from ftcore.adapters import select
 from pydantic import Field
 
@@ -26,9 +26,12 @@ class TinyLoRA:
         """The model with every chosen weight parametrized; it answers as before, because B is zero."""
         from torch.nn.utils.parametrize import register_parametrization
 
+        every = [id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False)]
         for name in select(loaded.parts, self.parts):
-            update = low_rank(loaded.model.get_parameter(f"{name}.weight"), self.rank)
-            register_parametrization(loaded.model.get_submodule(name), "weight", update)
+            weight = model.get_parameter(f"{name}.weight")
+            if weight.ndim != 2 or every.count(id(weight)) > 1:
+                raise Refused(f"'{name}' has no matrix of its own to update; choose parts without its role")
+            register_parametrization(model.get_submodule(name), "weight", low_rank(weight, self.rank))
         return model
 
     @hookimpl
@@ -36,9 +39,8 @@ class TinyLoRA:
         """The model with every updated weight in place of the parametrized one."""
         from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 
-        for module in list(model.modules()):
-            if is_parametrized(module, "weight"):
-                remove_parametrizations(module, "weight")
+        for module in [module for module in model.modules() if is_parametrized(module, "weight")]:
+            remove_parametrizations(module, "weight")
         return model
 
 

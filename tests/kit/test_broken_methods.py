@@ -1,0 +1,26 @@
+"""A method that breaks a promise fails the check that names it, and no other."""
+
+from __future__ import annotations
+
+import pytest
+from broken_plugins import Broken
+from broken_plugins.methods import BROKEN, sound
+from ftcore.testing import examine
+from torch import nn
+
+
+@pytest.fixture(autouse=True)
+def torch_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plugin that changes torch's own classes does so for one test only."""
+    monkeypatch.setattr(nn.Linear, "forward", nn.Linear.forward)
+
+
+@pytest.mark.parametrize("broken", BROKEN, ids=lambda one: one.defect)
+def test_a_defect_fails_exactly_the_check_that_names_it(broken: Broken) -> None:
+    failed = {r.check.name: r.reason for r in examine("method", broken.plugin) if r.outcome == "failed"}
+    assert failed.keys() == {broken.fails}, failed
+
+
+@pytest.mark.parametrize("plugin", sound(), ids=lambda plugin: type(plugin).__name__)
+def test_the_same_method_without_a_defect_passes(plugin: object) -> None:
+    assert [(r.check.name, r.reason) for r in examine("method", plugin) if r.outcome != "passed"] == []
