@@ -504,7 +504,7 @@ def _options_given(ctx: click.Context) -> dict[str, dict[str, object]]:
 @cli.command()
 @click.argument("kind", type=click.Choice(["method", "task", "model"]))
 @click.argument("name")
-@click.option("--output", type=click.Path(path_type=Path), metavar="DIR", help="Directory; without it ftcore-NAME here.")
+@click.option("--output", type=click.Path(path_type=Path), metavar="DIR", help="New directory; without it ftcore-NAME.")
 @click.option("--author", metavar="TEXT", help="Whom the licence names; without it whom git names.")
 @click.option(
     "--licence", type=click.Choice(["MIT", "Apache-2.0"]), default="MIT", show_default=True, help="Under which it is."

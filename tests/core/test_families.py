@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
@@ -60,3 +62,40 @@ def test_a_tokenizer_made_of_nothing_is_none(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes((source / name).read_bytes())
     with pytest.raises(ftcore.Refused, match=r"the tokenizer in '.*' cannot be read: it has no vocabulary"):
         loaded(EncoderDecoder(), tmp_path, "seq2seq-lm")
+
+
+def changed(folder: Path, to: Path, **fields: object) -> Path:
+    """A copy of a checkpoint with other fields in its config."""
+    shutil.copytree(folder, to)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (to / "config.json").write_text(json.dumps({**config, **fields}), encoding="utf-8")
+    return to
+
+
+def test_an_adapter_beside_the_weights_is_refused_and_not_put_in(tmp_path: Path) -> None:
+    folder = changed(tiny_checkpoint("granite"), tmp_path / "adapted")
+    (folder / "adapter_config.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(ftcore.Refused, match="holds an adapter beside its weights; merge it, or take the file out"):
+        loaded(Padded(), folder)
+
+
+@pytest.mark.parametrize("field", ["_attn_implementation", "attn_implementation"])
+def test_a_kernel_that_a_config_names_is_not_fetched(field: str, tmp_path: Path) -> None:
+    folder = changed(tiny_checkpoint("granite"), tmp_path / "kernel", **{field: "no-such-owner/no-such-kernel"})
+    assert loaded(Padded(), folder).model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("field", [{"hidden_size": "wide"}, {"num_attention_heads": 5}, {"vocab_size": None}])
+def test_a_config_with_impossible_fields_is_refused(field: dict[str, object], tmp_path: Path) -> None:
+    folder = changed(tiny_checkpoint("granite"), tmp_path / "impossible", **field)
+    with pytest.raises(ftcore.Refused, match=r"the config\.json in '.*impossible' cannot be read: .*(hidden|vocab)"):
+        loaded(Padded(), folder)
+
+
+@pytest.mark.parametrize("index", ["{}", '{"metadata": {}, "weight_map": {"lm_head.weight": "../elsewhere"}}'])
+def test_an_index_that_leads_nowhere_is_refused(index: str, tmp_path: Path) -> None:
+    folder = changed(tiny_checkpoint("granite"), tmp_path / "led-astray")
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(index, encoding="utf-8")
+    with pytest.raises(ftcore.Refused, match=r"the weights in '.*led-astray' cannot be read"):
+        loaded(Padded(), folder)

@@ -428,9 +428,9 @@ def test_a_hyphen_in_a_name_may_be_an_underscore_in_the_type() -> None:
 @pytest.mark.parametrize(
     ("name", "asked", "said"),
     [
-        ("mistrall", None, "no model type 'mistrall'; did you mean --type mistral?"),
-        ("my-own", "lama", "no model type 'lama'; did you mean --type llama?"),
-        ("zzzzqqqq", None, "give the model_type of a checkpoint's config.json with --type"),
+        ("mistrall", None, "no model type 'mistrall'; did you mean mistral or "),
+        ("my-own", "lama", "no model type 'lama'; did you mean llama or "),
+        ("zzzzqqqq", None, "see a checkpoint's config.json; name it with --type"),
         ("my-own", "vit", "has none of the heads causal-lm"),
         ("my-own", "gemma3", "parameters, too many to try"),
         ("my-own", "xlnet", "no model of type 'xlnet' runs with two layers"),
@@ -446,7 +446,7 @@ def test_a_type_that_no_family_can_be_made_for_is_refused(tmp_path: Path, name: 
 def test_what_the_roles_do_not_cover_is_told(tmp_path: Path) -> None:
     said: list[str] = []
     made("model", "my-moe", tmp_path / "new", model_type="qwen2_moe", say=said.append)
-    assert said == ["no role names model.layers.*.mlp.shared_expert_gate"]
+    assert [line.partition(";")[0] for line in said] == ["no role names model.layers.*.mlp.shared_expert_gate"]
 
 
 @pytest.mark.parametrize(

@@ -35,8 +35,8 @@ class New:
 
 PROJECTS = [
     New("method", "low-tide", (CAUSAL, QWEN)),
-    New("task", "ebb", (*LORA, QWEN), ("--license", "Apache-2.0")),
-    New("model", "my-phi", (*LORA, CAUSAL), ("--type", "phi3")),
+    New("task", "ebb", (*LORA, QWEN), ("--licence", "Apache-2.0")),
+    New("model", "tidal", (*LORA, CAUSAL), ("--type", "codegen")),
 ]
 
 
@@ -57,7 +57,7 @@ def test_a_new_project_is_built_installed_checked_and_trains(
     elsewhere.mkdir()
     keeps_the_contract(clean, new, project, elsewhere)
     shutil.copy(rows, elsewhere / "rows.jsonl")
-    for command in commands(project, elsewhere, checkpoint("phi3")):
+    for command in commands(project, elsewhere, checkpoint("codegen", rotary_dim=4)):
         clean.call(*command, folder=elsewhere)
     trained_with(new, elsewhere / "runs" / new.name)
 

@@ -114,8 +114,9 @@ def _other_shapes(bench: Bench) -> list[Case]:
 
 
 def _starter(bench: Bench) -> list[Case]:
-    folder = getattr(bench.plugin, "starter", None)
-    return [] if folder is None else [_given_case(bench, Path(folder), claimed(bench)[1])]
+    folder = Path(getattr(bench.plugin, "starter", None) or bench.folder / "no starter")
+    there = (folder / "config.json").is_file()
+    return [_given_case(bench, folder, claimed(bench)[1])] if there else []
 
 
 def _made(bench: Bench) -> list[Callable[[], Case]]:
@@ -300,6 +301,7 @@ class Reference:
     """What transformers makes of a checkpoint in a process where the plugin was never imported."""
 
     name: str
+    asked: Mapping[str, Inputs]
     weights: Mapping[str, Tensor]
     answers: Mapping[str, Tensor]
 
@@ -315,15 +317,20 @@ def _references(bench: Bench) -> dict[Case, Reference]:
 
     native = [case for case in cases(bench) if case.native]
     folders = {str(bench.place("consulted")): case for case in native}
+    asked = {case: questions(loaded(bench, case).model, case.head) for case in native}
     for folder, case in folders.items():
-        asked = questions(loaded(bench, case).model, case.head)
-        tensors = {f"{name}/{key}": value.clone() for name, inputs in asked.items() for key, value in inputs.items()}
+        pairs = [(f"{name}/{key}", value) for name, inputs in asked[case].items() for key, value in inputs.items()]
         Path(folder).mkdir()
-        save_file(tensors, Path(folder, "asked.safetensors"))
+        save_file({name: value.clone() for name, value in pairs}, Path(folder, "asked.safetensors"))
     listed = [(str(case.folder), case.head, folder) for folder, case in folders.items()]
     names = fresh.call("ftcore.testing.families:consult", checkpoints=listed)
     return {
-        case: Reference(name, *map(load_file, (Path(folder, "weights.safetensors"), Path(folder, "told.safetensors"))))
+        case: Reference(
+            name,
+            asked[case],
+            load_file(Path(folder, "weights.safetensors")),
+            load_file(Path(folder, "told.safetensors")),
+        )
         for name, (folder, case) in zip(names, folders.items(), strict=True)
     }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,7 +31,7 @@ from ftcore.testing.kit import Bench, Failed, bench_of
 from ftcore.testing.stage import tiny_checkpoint
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 NUMBER = re.compile(r"\.(\d+)\.")
 INTENTS: tuple[Intent, ...] = ("train", "plan", "infer", "merge")
@@ -41,7 +41,7 @@ def check_loads_all_or_nothing(plugin: object, bench: Bench | None = None) -> No
     """A tensor that is missing, unexpected or misshapen is refused by name, and so are weights that cannot be read."""
     bench = bench_of("model", plugin, bench)
     for case in plain_cases(bench):
-        damages = list(_damages(tensors(case.folder)))
+        damages = list(_damages(tensors(case.folder), loaded(bench, case).model.state_dict().keys()))
         for what, changed, name in damages if case in one_of_each_type(bench) else damages[-1:]:
             _refused(bench, case, changed, f"a checkpoint of {case} {what} '{name}'", name)
     for case in one_of_each_type(bench):
@@ -59,12 +59,13 @@ UNREADABLE: Mapping[str, bytes | None] = {
 }
 
 
-def _damages(held: Mapping[str, Tensor]) -> Iterator[tuple[str, dict[str, Tensor | None], str]]:
+def _damages(held: Mapping[str, Tensor], known: Collection[str]) -> Iterator[tuple[str, dict[str, Tensor | None], str]]:
     """What may be wrong with a checkpoint, the tensors that make it so, and the name that should be heard."""
     import torch
 
     kinds = _last_of_each_kind(held)
-    deepest = [name for name in kinds if NUMBER.search(name) and held[name].ndim == 2][-1]
+    matrices = [name for name in kinds if NUMBER.search(name) and held[name].ndim == 2]
+    deepest = ([name for name in matrices if name in known] or matrices)[-1]
     for name in kinds:
         if name != deepest:
             yield "without tensor", {name: None}, name
@@ -102,7 +103,7 @@ def _refused(bench: Bench, case: Case, changed: Mapping[str, Tensor | None], wha
         if _is_sound(case, folder):
             return
         raise
-    if not _is_named(loaded(bench, case).model, name, said):
+    if not _is_named(bench, case, name, said):
         raise Failed(f"{what} is refused without its name ('{said[:150]}'); name the tensor")
 
 
@@ -114,12 +115,15 @@ def _is_sound(case: Case, folder: Path) -> bool:
     return not any(told[f"{kind}_keys"] for kind in ("missing", "unexpected", "mismatched"))
 
 
-def _is_named(model: nn.Module, name: str, said: str) -> bool:
-    """Whether a tensor's name is said, or that of one it is tied to; where a family converts, that of any tensor."""
-    state = model.state_dict(keep_vars=True)
-    if name in said or (name not in state and re.search(r"\.(weight|bias)\b", said)):
-        return True
-    return any(tensor is state[name] and other in said for other, tensor in state.items() if name in state)
+def _is_named(bench: Bench, case: Case, name: str, said: str) -> bool:
+    """Whether a tensor's name is said, or that of one it is tied to.
+
+    Where the model has it under another name than the checkpoint, nobody can tell which will be said.
+    """
+    state = loaded(bench, case).model.state_dict(keep_vars=True)
+    if name not in state:
+        return name in said or not case.native or name in tensors(case.folder)
+    return any(tensor is state[name] and other in said for other, tensor in state.items())
 
 
 def tensors(folder: Path) -> dict[str, Tensor]:
@@ -275,19 +279,15 @@ def _with_company(bench: Bench, case: Case, found: Loaded) -> Iterator[tuple[str
 
 
 def _add_adapter(folder: Path, found: Loaded) -> None:
-    """The folder holds a low-rank adapter of its first query projection, as the usual library writes it."""
+    """The folder holds an adapter that doubles what the first query projection gives, as a library writes it."""
     import torch
     from safetensors.torch import save_file
 
     name = found.parts.get("attention.q", ("",))[0]
-    rows, columns = getattr(found.model.get_submodule(name), "weight", torch.ones(1, 1)).shape
-    halves = {"lora_A": torch.ones(2, columns), "lora_B": torch.ones(rows, 2)}
-    save_file(
-        {f"base_model.model.{name}.{half}.weight": tensor for half, tensor in halves.items()},
-        folder / "adapter_model.safetensors",
-        {"format": "pt"},
-    )
-    fields = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": [name], "inference_mode": True}
+    rows = getattr(found.model.get_submodule(name), "weight", torch.ones(1, 1)).shape[0]
+    doubled = {f"base_model.model.{name}.ia3_l": torch.full((rows, 1), 2.0)}
+    save_file(doubled, folder / "adapter_model.safetensors", {"format": "pt"})
+    fields = {"peft_type": "IA3", "target_modules": [name], "feedforward_modules": [], "inference_mode": True}
     change(folder / "adapter_config.json", **fields, base_model_name_or_path=str(folder))
 
 

@@ -160,9 +160,9 @@ def check_answers_as_the_original(plugin: object, bench: Bench | None = None) ->
         if case.expected is not None:
             _answers_as_expected(model, case.expected, case)
         elif case.native:
-            for name, inputs in questions(model, case.head).items():
-                apart = distance(answer(model, inputs), referred(bench, case).answers[name])
-                _close(apart, name, case)
+            known = referred(bench, case)
+            for name, inputs in known.asked.items():
+                _close(distance(answer(model, inputs), known.answers[name]), name, case)
     for case in (case for case in plain_cases(bench) if case.native):
         asked = questions(loaded(bench, case).model, case.head)["a batch"]
         models = (load(bench, case.folder, case.head).model, plain(case.folder, case.head))
@@ -201,7 +201,7 @@ def check_transformers_stays_as_it_was(plugin: object, bench: Bench | None = Non
         own, wanted = plain(case.folder, case.head).eval(), referred(bench, case)
         if type(own).__name__ != wanted.name:
             raise Failed(f"after a load transformers makes {type(own).__name__} of {case}; do not register over it")
-        for name, inputs in questions(own, case.head).items():
+        for name, inputs in wanted.asked.items():
             if distance(answer(own, inputs), wanted.answers[name]) > EXACT:
                 raise Failed(f"after a load plain transformers answers {name} of {case} otherwise; patch nothing in it")
 
@@ -235,7 +235,7 @@ def _seen(found: Loaded, head: str) -> tuple[str, list[float]]:
     """A digest of parts and weights, and some logits."""
     hashed = hashlib.sha256(json.dumps({role: list(names) for role, names in found.parts.items()}).encode())
     for name, tensor in found.model.state_dict().items():
-        hashed.update(name.encode() + tensor.detach().contiguous().numpy().tobytes())
+        hashed.update(name.encode() + tensor.detach().float().contiguous().numpy().tobytes())
     logits = answer(found.model, questions(found.model, head)["a single token"])
     return hashed.hexdigest(), logits.flatten().tolist()
 
@@ -273,7 +273,7 @@ def _as_asked(bench: Bench, case: Case, precision: Any) -> None:
     kinds = {"the embedding": wanted, **own}
     found = {"the embedding": model.get_input_embeddings().weight.dtype, **_kinds(model)}
     for name, kind in kinds.items():
-        if found[name] != kind:
+        if found.get(name, kind) != kind:
             raise Failed(
                 f"{case} loads {name} in {found[name]} when --precision is {precision}, which means {kind}; "
                 "pass dtype=ftcore.settings.dtype_of(run.settings) to the loader"

@@ -12,6 +12,7 @@ from ftcore.testing.methods_work import (
     base_of,
     batches_of,
     begun,
+    fingerprint,
     gap,
     loop_of,
     main_scene,
@@ -37,6 +38,13 @@ def check_something_trains(plugin: object, bench: Bench | None = None) -> None:
     odd = [name for name, p in stage.model.named_parameters() if p.requires_grad and (p.is_meta or not p.is_leaf)]
     if odd:
         raise Failed(f"parameter '{odd[0]}' requires a gradient and holds no values of its own, so it cannot train")
+
+
+def check_leaves_the_rows_alone(plugin: object, bench: Bench | None = None) -> None:
+    """Injecting leaves the rows that it is given as they are, and in their order."""
+    stage = begun(bench_of("method", plugin, bench))
+    if fingerprint(stage.data) != stage.rows_before:
+        raise Failed("inject_adapter changed data.train or data.eval; look at rows, and put copies in another order")
 
 
 def check_not_everything_trains(plugin: object, bench: Bench | None = None) -> None:
@@ -188,6 +196,21 @@ def check_reports_its_loss(plugin: object, bench: Bench | None = None) -> None:
                 f"train_step answered {found!r} in step {step} where the mean loss is {wanted:.5f}; "
                 "return what the core's own step returns, or the same mean"
             )
+
+
+def check_makes_one_step(plugin: object, bench: Bench | None = None) -> None:
+    """Its train_step makes one step of the optimizer, and no more."""
+    bench = bench_of("method", plugin, bench)
+    loop = loop_of(staged(plugin, main_scene(bench), packing=packing_of(bench)))
+    made: list[int] = []
+    loop.optimizer.register_step_post_hook(lambda *told: made.append(1))
+    for step in (1, 2):
+        stepped(loop, step)
+    if len(made) != 2:
+        raise Failed(
+            f"in two calls of train_step the optimizer made {len(made)} steps; the learning rate, the log and what is "
+            "resumed count one for each call"
+        )
 
 
 def _mean_loss(loop: Any, step: int) -> float:

@@ -11,6 +11,7 @@ from ftcore import adapters, directory, merging
 from ftcore.errors import Refused
 from ftcore.testing.kit import Bench, Failed, bench_of
 from ftcore.testing.methods_work import (
+    WEIGHTS,
     Staged,
     answers,
     attached,
@@ -121,7 +122,7 @@ def check_the_merged_checkpoint_is_plain(plugin: object, bench: Bench | None = N
     """The merged checkpoint has the base's files and config, and transformers alone loads it with the same answers."""
     bench = bench_of("method", plugin, bench)
     scene, folder = main_scene(bench), merged_checkpoint(bench)
-    was, now = (read(place / "model.safetensors") for place in (scene.checkpoint, folder))
+    was, now = (read(place / WEIGHTS) for place in (scene.checkpoint, folder))
     lone = sorted(was.keys() ^ now.keys())
     if lone:
         raise Failed(f"tensor '{lone[0]}' is in {'the merged' if lone[0] in now else 'the base'} checkpoint only")
@@ -188,10 +189,10 @@ def shared(model: nn.Module) -> set[frozenset[str]]:
 def check_merged_by_blocks_it_is_the_same(plugin: object, bench: Bench | None = None) -> None:
     """Merged one block at a time, as `--stream` does it, the checkpoint holds the same tensors."""
     bench = bench_of("method", plugin, bench)
-    whole = read(merged_checkpoint(bench) / "model.safetensors")
+    whole = read(merged_checkpoint(bench) / WEIGHTS)
     blocks = _merge(bench, finished(trained(bench)), bench.fresh(), stream=True)
     largest = max(float(tensor.abs().max()) for tensor in whole.values())
-    found = differing(whole, read(blocks / "model.safetensors"), within=MERGED * largest)
+    found = differing(whole, read(blocks / WEIGHTS), within=MERGED * largest)
     if found:
         raise Failed(
             f"merged block by block and all at once: {found}; what is done to a block must follow from its own names "
@@ -204,7 +205,7 @@ def check_merging_can_be_repeated(plugin: object, bench: Bench | None = None) ->
     bench = bench_of("method", plugin, bench)
     run = finished(trained(bench))
     before = _digest(run)
-    first, second = (read(_merge(bench, run, plugin) / "model.safetensors") for _ in range(2))
+    first, second = (read(_merge(bench, run, plugin) / WEIGHTS) for _ in range(2))
     found = differing(first, second)
     if found:
         raise Failed(f"merged a second time by the same instance, the checkpoint is another: {found}")

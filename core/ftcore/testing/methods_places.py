@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import ftcore
 from ftcore import adapters
+from ftcore.adapters import matching, select
 from ftcore.batches import pack, pad, token_loss
 from ftcore.declaring import build, declared, dump
 from ftcore.errors import FtcoreError, Refused
@@ -22,6 +24,7 @@ from ftcore.testing.methods_repeating import random_in_training
 from ftcore.testing.methods_storing import SAME
 from ftcore.testing.methods_work import (
     CAUSAL,
+    FUSED,
     Scene,
     Staged,
     answers,
@@ -46,13 +49,13 @@ from ftcore.testing.methods_work import (
     staged,
     trained,
 )
-from ftcore.testing.stage import FusedDecoder, Recital, recital_row, tiny_checkpoint
+from ftcore.testing.stage import recital_row
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-# How much more than the base's answers those of an adapted model may suffer from bf16.
-ROUNDED = 4.0
+# How much more than the base's answers an adapted model's may suffer from bf16; of 22 methods 3.1 times at most.
+ROUNDED = 5.0
 DEALT = 1e-5  # of the loss; it was 1e-7 for 25 methods
 PIECES = 8  # tokens that are generated one at a time
 
@@ -191,13 +194,11 @@ def check_every_head_it_claims(plugin: object, bench: Bench | None = None) -> No
 def check_fused_projections(plugin: object, bench: Bench | None = None) -> None:
     """Where q, k and v are one module, and gate and up, it adapts each module once, and does all that it does else."""
     bench = bench_of("method", plugin, bench)
-    checkpoint, packing = tiny_checkpoint("phi3"), packing_of(bench)
-    stage = _whole_way(
-        bench, Scene(FusedDecoder(), Recital(), checkpoint), "on a model with fused projections", packing=packing
-    )
+    scene, packing = scene_of(FUSED), packing_of(bench)
+    stage = _whole_way(bench, scene, "on a model with fused projections", packing=packing)
     for role in ("attention.q", "attention.k", "attention.v"):
         try:
-            once = staged(plugin, Scene(FusedOnce(first=role), Recital(), checkpoint), packing=packing)
+            once = staged(plugin, replace(scene, family=FusedOnce(first=role)), packing=packing)
         except Refused:
             continue  # it does not ask for this role
         if stage.injected.trainable > once.injected.trainable:
@@ -359,6 +360,23 @@ def check_unknown_parts_are_refused(plugin: object, bench: Bench | None = None) 
                 )
             if stranger not in said:
                 raise Failed(f"{option}={given!r} is refused without naming '{stranger}': {said}")
+
+
+def check_adapts_what_it_is_told(plugin: object, bench: Bench | None = None) -> None:
+    """Something trains in every module that its parts, or its target_modules, name."""
+    bench = bench_of("method", plugin, bench)
+    loaded = base_of(bench, main_scene(bench))
+    options = {name: getattr(plugin, name, ()) for name in ("target_modules", "parts")}
+    name, value = next(((name, value) for name, value in options.items() if value), ("", ()))
+    if not name:
+        return
+    told = matching(loaded.model, value) if name == "target_modules" else select(loaded.parts, value)
+    missed = sorted(set(told) - set(begun(bench).injected.matched))
+    if missed:
+        raise Failed(
+            f"its {name} name {len(told)} modules, and in {shown(missed)} nothing trains; adapt all that are named, "
+            "and refuse what cannot be"
+        )
 
 
 def _refusal(plugin: object, bench: Bench, options: Mapping[str, object]) -> str | None:

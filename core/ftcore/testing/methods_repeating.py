@@ -6,28 +6,35 @@ import gc
 import os
 import signal
 import weakref
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ftcore
-from ftcore.hooks import Adapter
+from ftcore import adapters
 from ftcore.seeds import seeded
 from ftcore.testing import fresh
 from ftcore.testing.kit import Bench, Failed, bench_of
 from ftcore.testing.methods_work import (
+    FUSED,
     KEYS,
     Scene,
     answers,
     batches_of,
+    decodes,
     differing,
     done,
     folded,
     gap,
     has_hook,
+    heads_of,
     loaded_anew,
     loop_of,
     main_scene,
+    on_cpu,
+    other_weights,
     packing_of,
     questions,
     read,
@@ -81,17 +88,10 @@ def played(plugin: object, scene: Scene, seen: dict[str, Tensor], **keys: Any) -
         seen[f"the loss of step {step}"] = torch.tensor(stepped(loop, step))
     yield
     adapter = saved(stage)
-    seen.update({name: tensor.detach().clone() for name, tensor in adapter.tensors.items()})
-    yield from _reopened(plugin, scene, adapter, seen, **keys)
-
-
-def _reopened(
-    plugin: object, scene: Scene, adapter: Adapter, seen: dict[str, Tensor], **keys: Any
-) -> Generator[None, None, None]:
-    from ftcore import adapters
-
+    tensors = {name: tensor.detach().clone() for name, tensor in adapter.tensors.items()}
+    seen.update(tensors)
     again = yield from staging(plugin, scene, "merge", **keys)
-    adapters.restore(again.hooks, again.run, again.injected, Adapter(adapter.config, dict(seen_of(adapter, seen))))
+    adapters.restore(again.hooks, again.run, again.injected, replace(adapter, tensors=tensors))
     yield
     seen["the answers of the adapted model"] = answers(again.model, questions(scene))
     yield
@@ -99,43 +99,27 @@ def _reopened(
         seen["the answers of the merged model"] = answers(folded(again), questions(scene))
 
 
-def seen_of(adapter: Adapter, seen: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The adapter's tensors as they were when it was saved."""
-    return {name: seen[name] for name in adapter.tensors}
-
-
-def play(described: Mapping[str, Any], head: str, checkpoint: str, packing: str, file: str) -> None:
-    """In a fresh process: a run alone; what came of it is in `file`."""
+def play(described: Mapping[str, Any], runs: Mapping[str, Mapping[str, Any]], file: str) -> list[str]:
+    """In a fresh process: runs in turns, one hook each; what came of them is in `file`. What is wrong afterwards."""
     from safetensors.torch import save_file
 
-    seen: dict[str, Tensor] = {}
-    scene = scene_of(head, Path(checkpoint))
-    done(played(fresh.rebuilt(described), scene, seen, packing=packing))
-    save_file({name: tensor.contiguous() for name, tensor in seen.items()}, file)
-
-
-def play_among_others(described: Mapping[str, Any], head: str, checkpoint: str, packing: str, file: str) -> list[str]:
-    """In a fresh process: two such runs with a third between them, in turns; what is wrong afterwards."""
-    from safetensors.torch import save_file
-
-    scene, one = scene_of(head, Path(checkpoint)), fresh.rebuilt(described)
-    before = answers(loaded_anew(one, scene).model, questions(scene))
-    seen: dict[str, dict[str, Tensor]] = {"first": {}, "between": {}, "last": {}}
-    turns = [
-        played(one, scene, seen["first"], packing=packing),
-        played(one, scene, seen["between"], packing=packing, seed=11, lr=3e-3),
-        played(fresh.rebuilt(described), scene, seen["last"], packing=packing),
-    ]
+    one = fresh.rebuilt(described)
+    plugins = {name: fresh.rebuilt(described) if name == "last" else one for name in runs}
+    scenes = {name: scene_of(run["scene"], Path(run["checkpoint"])) for name, run in runs.items()}
+    main = next(iter(scenes.values()))
+    before = answers(loaded_anew(one, main).model, questions(main))
+    seen: dict[str, dict[str, Tensor]] = {name: {} for name in runs}
+    turns = [played(plugins[name], scenes[name], seen[name], **run["keys"]) for name, run in runs.items()]
     while turns:
         turns = [turn for turn in turns if next(turn, turns) is None]
-    after = answers(loaded_anew(one, scene).model, questions(scene))
+    after = answers(loaded_anew(one, main).model, questions(main))
     save_file({f"{run}/{n}": t.contiguous() for run, tensors in seen.items() for n, t in tensors.items()}, file)
-    return _left_behind(one, scene, gap(before, after), packing)
+    return _left_behind(one, main, gap(before, after), **runs["first"]["keys"]) if "first" in runs else []
 
 
-def _left_behind(plugin: object, scene: Scene, moved: float, packing: str) -> list[str]:
+def _left_behind(plugin: object, scene: Scene, moved: float, **keys: Any) -> list[str]:
     """What is wrong in a process once its runs are over."""
-    stage = staged(plugin, scene, packing=packing)
+    stage = staged(plugin, scene, **keys)
     model = weakref.ref(stage.model)
     del stage
     gc.collect()
@@ -147,23 +131,55 @@ def _left_behind(plugin: object, scene: Scene, moved: float, packing: str) -> li
     return (found if moved else []) + (kept if model() is not None else [])
 
 
-def _alone(bench: Bench, name: str) -> dict[str, Tensor]:
-    return bench.once(("alone", name), lambda: _asked(bench, "play")[0])
+def runs_of(bench: Bench) -> dict[str, dict[str, Any]]:
+    """Runs for one process: the same at the beginning and at the end, and others between them."""
+    return bench.once("runs", lambda: _runs_of(bench))
 
 
-def _asked(bench: Bench, function: str) -> tuple[dict[str, Tensor], Any]:
-    scene, file = main_scene(bench), bench.place(f"{function}.safetensors")
-    told = fresh.call(
-        f"{__name__}:{function}", libraries=fresh.libraries(bench.plugin), described=fresh.reference(bench.plugin),
-        head=scene.head, checkpoint=str(scene.checkpoint), packing=packing_of(bench), file=str(file),
-    )  # fmt: skip
-    return read(file), told
+def _runs_of(bench: Bench) -> dict[str, dict[str, Any]]:
+    scene, keys = main_scene(bench), {"packing": packing_of(bench)}
+    weights = bench.once("weights", lambda: other_weights(scene, bench.place("weights")))
+    one = {"scene": scene.head, "checkpoint": str(scene.checkpoint), "keys": keys}
+    other = {**one, "checkpoint": str(weights), "keys": {**keys, "seed": 11, "lr": 3e-3}}
+    runs = {"first": one, "between": other}
+    for name in (FUSED, *heads_of(bench.plugin)):
+        if name != scene.head and (name != FUSED or decodes(bench.plugin)) and _takes(bench, scene_of(name), **keys):
+            runs["elsewhere"] = {"scene": name, "checkpoint": str(scene_of(name).checkpoint), "keys": keys}
+            break
+    return {**runs, "last": one}
+
+
+def _takes(bench: Bench, scene: Scene, **keys: Any) -> bool:
+    """Whether the method can be used on a scene at all; where it claims to, another check says so."""
+    try:
+        staged(bench.plugin, scene, **keys)
+    except Exception:
+        return False
+    return True
+
+
+def _played(bench: Bench, process: str, *names: str) -> tuple[dict[str, Tensor], list[str]]:
+    """What came of the runs in a fresh process, and what was wrong there afterwards."""
+
+    def make() -> tuple[dict[str, Tensor], list[str]]:
+        file, described = bench.place(f"{process}.safetensors"), fresh.reference(bench.plugin)
+        runs = {name: run for name, run in runs_of(bench).items() if name in names or not names}
+        told: list[str] = fresh.call(
+            f"{__name__}:play", libraries=fresh.libraries(bench.plugin), described=described, runs=runs, file=str(file)
+        )
+        return read(file), told
+
+    return bench.once(("played", process), make)
+
+
+def _of(tensors: Mapping[str, Tensor], run: str) -> dict[str, Tensor]:
+    return {name.partition("/")[2]: tensor for name, tensor in tensors.items() if name.startswith(f"{run}/")}
 
 
 def check_the_same_seed_gives_the_same(plugin: object, bench: Bench | None = None) -> None:
     """The same run twice, each in a process of its own, gives the same result bit for bit."""
     bench = bench_of("method", plugin, bench)
-    found = differing(_alone(bench, "first"), _alone(bench, "second"))
+    found = differing(_played(bench, "first", "first")[0], _played(bench, "again", "first")[0])
     if found:
         raise Failed(
             f"two runs with one seed, each in a process of its own: {found}; "
@@ -174,26 +190,27 @@ def check_the_same_seed_gives_the_same(plugin: object, bench: Bench | None = Non
 def check_keeps_no_state(plugin: object, bench: Bench | None = None) -> None:
     """Runs in turns, hook by hook, give what each gives alone, and leave nothing behind in their process."""
     bench = bench_of("method", plugin, bench)
-    alone = _alone(bench, "first")
-    together, others = _asked(bench, "play_among_others")
-    for place in ("first", "last"):
-        mine = {name.partition("/")[2]: t for name, t in together.items() if name.startswith(f"{place}/")}
-        found = differing(alone, mine)
+    together, wrong = _played(bench, "together")
+    for name in runs_of(bench):
+        alone = "first" if name == "last" else name
+        found = differing(_of(_played(bench, alone, alone)[0], alone), _of(together, name))
         if found:
             raise Failed(
-                f"a run that shares its process with another gave something else than alone: {found}; "
-                "keep what belongs to a run in its model, never in the module, the class or the plugin"
+                f"a run that shares its process with others gave something else than alone: {found}; "
+                "keep what belongs to a run in its model, never in the module, the class or the plugin, and draw numbers "
+                "in inject_adapter and train_step only, where the core has seeded them"
             )
-    if others:
-        raise Failed(others[0])
+    if wrong:
+        raise Failed(wrong[0])
 
 
 def check_a_fresh_process_trains_the_same(plugin: object, bench: Bench | None = None) -> None:
     """A run in another process, where text hashes differently, gives the same bit for bit."""
     bench = bench_of("method", plugin, bench)
     here: dict[str, Tensor] = {}
-    done(played(plugin, main_scene(bench), here, packing=packing_of(bench)))
-    found = differing(_alone(bench, "first"), here, within=_threads_apart())
+    with one_thread():
+        done(played(plugin, main_scene(bench), here, packing=packing_of(bench)))
+    found = differing(_of(_played(bench, "first", "first")[0], "first"), here)
     if found:
         raise Failed(
             f"the same run in another process: {found}; do not go through a set, or draw by hash() or id(), "
@@ -201,11 +218,17 @@ def check_a_fresh_process_trains_the_same(plugin: object, bench: Bench | None = 
         )
 
 
-def _threads_apart() -> float:
-    """What sums may differ by when they are shared among several threads; fresh processes have one."""
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Inside, sums are made in one thread, and so in one order, as in fresh processes."""
     import torch
 
-    return 0.0 if torch.get_num_threads() == 1 else 1e-5
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 # However rows are dealt
@@ -304,7 +327,8 @@ def together(described: Mapping[str, Any], head: str, checkpoint: str, packing: 
         told = [(Path(folder) / f"fault-{rank}.txt") for rank in (0, 1)]
         reasons = [file.read_text(encoding="utf-8") for file in told if file.exists()]
         raise Failed(reasons[0] if reasons else f"one of the processes did not end, or with {codes}")
-    ftcore.run(method=fresh.rebuilt(described), **{**keys, "output": Path(folder) / "one", "accumulate": 2})
+    with on_cpu():
+        ftcore.run(method=fresh.rebuilt(described), **{**keys, "output": Path(folder) / "one", "accumulate": 2})
 
 
 def _free_port() -> int:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+import os
+import shutil
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -11,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import ftcore
 from ftcore import adapters, pipeline
 from ftcore.adapters import Injected
-from ftcore.batches import Order
+from ftcore.batches import Order, digest
 from ftcore.config import Recipe
 from ftcore.declaring import build
 from ftcore.discovery import Chosen, Hooks, Kind, choose, declared_datum
@@ -22,7 +25,7 @@ from ftcore.seeds import seeded
 from ftcore.settings import Settings
 from ftcore.testing.kit import Bench, Failed
 from ftcore.testing.methods_props import Exercise, exercise_row, head_fields, logits_of, padded
-from ftcore.testing.stage import STAGES, Decoder, Recital, tiny_checkpoint
+from ftcore.testing.stage import STAGES, Decoder, FusedDecoder, Recital, tiny_checkpoint
 from ftcore.training import adamw, learning_rate
 
 if TYPE_CHECKING:
@@ -31,11 +34,12 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
 T = TypeVar("T")
-CAUSAL = "causal-lm"
+CAUSAL, FUSED = "causal-lm", "fused"
+WEIGHTS = "model.safetensors"
 STEPS, HALF = 6, 3
 # Steps large enough that an adapter that is lost, doubled or off by a hundredth changes the answers visibly.
 KEYS: Mapping[str, Any] = {
-    "steps": STEPS, "batch_size": 4, "lr": 1e-2, "schedule": "constant", "weight_decay": 0.1, "seed": 7,
+    "precision": "fp32", "steps": STEPS, "batch_size": 4, "lr": 1e-2, "schedule": "constant", "weight_decay": 0.1, "seed": 7,
     "save_every": HALF, "keep": 9, "log_every": 1,
 }  # fmt: skip
 
@@ -60,12 +64,24 @@ class Scene:
         return found
 
 
-def scene_of(head: str, checkpoint: Path | None = None, **fields: Any) -> Scene:
-    """The kit's scene for a head; its decoder has biases, so that methods that train biases find some."""
-    family, model_type = STAGES[head]
-    own = {"attention_bias": True, "mlp_bias": True} if head == CAUSAL else head_fields(head)
-    found = checkpoint or tiny_checkpoint(model_type, head, **own, **fields)
-    return Scene(Decoder(), Recital(), found) if head == CAUSAL else Scene(family(), Exercise(head=head), found)
+def scene_of(name: str, checkpoint: Path | None = None, **fields: Any) -> Scene:
+    """The kit's scene for a head, or FUSED; its decoder has biases, so that methods that train them find some."""
+    if name == FUSED:
+        return Scene(FusedDecoder(), Recital(), checkpoint or tiny_checkpoint("phi3"))
+    family, model_type = STAGES[name]
+    own = {"attention_bias": True, "mlp_bias": True} if name == CAUSAL else head_fields(name)
+    found = checkpoint or tiny_checkpoint(model_type, name, **own, **fields)
+    return Scene(Decoder(), Recital(), found) if name == CAUSAL else Scene(family(), Exercise(head=name), found)
+
+
+def other_weights(scene: Scene, folder: Path) -> Path:
+    """`folder` holds the checkpoint of a scene with its weights the other way round."""
+    from safetensors.torch import save_file
+
+    shutil.copytree(scene.checkpoint, folder)
+    turned = {name: tensor.flip(0).contiguous() for name, tensor in read(folder / WEIGHTS).items()}
+    save_file(turned, folder / WEIGHTS, {"format": "pt"})
+    return folder
 
 
 def heads_of(plugin: object) -> tuple[str, ...]:
@@ -116,6 +132,7 @@ class Staged:
     data: Data | None
     base: Mapping[str, Tensor]
     classes: Mapping[str, type[nn.Module]]
+    rows_before: str
     injected: Injected
 
     @property
@@ -144,8 +161,14 @@ def staging(plugins: object, scene: Scene, intent: Intent = "train", **keys: Any
     yield
     base = {name: tensor.clone() for name, tensor in loaded.model.state_dict().items()}
     classes = {name: type(module) for name, module in loaded.model.named_modules()}
+    rows = fingerprint(data)
     injected = pipeline.inject_adapter(hooks, run, loaded, data, recipe.settings.steps or 1)
-    return Staged(recipe, hooks, run, loaded, data, base, classes, injected)
+    return Staged(recipe, hooks, run, loaded, data, base, classes, rows, injected)
+
+
+def fingerprint(data: Data | None) -> str:
+    """What changes when rows do."""
+    return digest((*data.train, *data.eval)) if data else ""
 
 
 def done(work: Generator[None, None, T]) -> T:
@@ -185,6 +208,28 @@ def packing_of(bench: Bench) -> str:
     return begun(bench).recipe.settings.packing
 
 
+@contextmanager
+def on_cpu() -> Iterator[None]:
+    """Inside, accelerate works on the CPU, where results are the same bit for bit; afterwards as it did before."""
+    import torch
+    from accelerate.state import AcceleratorState, PartialState
+
+    if not torch.accelerator.is_available():
+        yield
+        return
+    kept = {state: dict(state._shared_state) for state in (AcceleratorState, PartialState)}
+    asked = os.environ.get("ACCELERATE_USE_CPU", "false")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    os.environ["ACCELERATE_USE_CPU"] = "true"
+    try:
+        yield
+    finally:
+        os.environ["ACCELERATE_USE_CPU"] = asked
+        for state, values in kept.items():
+            state._shared_state.clear()
+            state._shared_state.update(values)
+
+
 @dataclass(frozen=True)
 class Loop:
     """What a step needs beside its rows."""
@@ -199,9 +244,10 @@ class Loop:
 
 def loop_of(stage: Staged) -> Loop:
     """A loop that has made no step yet."""
-    accelerator = pipeline.accelerator_for(stage.recipe)
     optimizer = adamw(stage.model, stage.recipe.settings)
-    model, prepared = accelerator.prepare(stage.model, optimizer)
+    with on_cpu():
+        accelerator = pipeline.accelerator_for(stage.recipe)
+        model, prepared = accelerator.prepare(stage.model, optimizer)
     order = pipeline.order_of(stage.recipe, stage.loaded, stage.rows)
     return Loop(stage, order, optimizer, model, prepared, accelerator)
 
@@ -325,7 +371,8 @@ def run_of(bench: Bench, output: Path, plugins: object, **keys: Any) -> Trained:
     given: dict[str, Any] = {**KEYS, **main_scene(bench).keys, "packing": packing_of(bench), **keys}
     witness, fault = Witness(), None
     try:
-        ftcore.run(**{**given, "method": plugins, "output": output, "with": [witness]})
+        with on_cpu():
+            ftcore.run(**{**given, "method": plugins, "output": output, "with": [witness]})
     except Exception as raised:
         if not witness.steps or (given["steps"] - witness.steps) % HALF:
             raise

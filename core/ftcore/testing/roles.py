@@ -375,7 +375,9 @@ class Watch:
         import torch
 
         def after(name: str) -> Callable[..., Any]:
-            def hook(module: object, given: object, out: Tensor) -> Tensor:
+            def hook(module: object, given: object, out: Any) -> Any:
+                if not isinstance(out, torch.Tensor):  # a router, which attention has none of
+                    return out
                 changed = out if self.change is None else self.change(out)
                 if torch.is_grad_enabled() and not changed.requires_grad:
                     changed.requires_grad_(True)

@@ -51,7 +51,6 @@ EVERY_TASK: tuple[Check, ...] = (
     Check(losses.check_loss_is_a_sum_of_cross_entropies, needs=(SAME,), concerns=_chooses_tokens),
     Check(losses.check_loss_is_computed_in_float32, needs=(SUMS,), concerns=_chooses_tokens),
     Check(losses.check_loss_takes_the_model_as_it_is, needs=(SAME, SUMS)),
-    Check(losses.check_a_batch_without_targets_costs_nothing, needs=(SAME, SUMS)),
     Check(labels.check_each_target_is_the_next_token, needs=(SUMS,), concerns=_says_texts),
     Check(
         labels.check_answers_are_learned_and_nothing_else,
@@ -69,6 +68,7 @@ EVERY_TASK: tuple[Check, ...] = (
         needs=(APART, "check_no_row_teaches_its_neighbour", "check_padding_changes_no_loss"),
     ),
     Check(company.check_padding_changes_no_loss, needs=(SAME, PADDING, COSTS)),
+    Check(losses.check_a_batch_without_targets_costs_nothing, needs=("check_padding_changes_no_loss",)),
     Check(company.check_counts_are_true, needs=(SAME, SUMS)),
     Check(files.check_no_row_is_too_long, needs=(SAME,)),
     Check(files.check_truncation_is_told, needs=("check_no_row_is_too_long", COUNTS, ACCOUNTED)),

@@ -198,10 +198,12 @@ def _read(
     targets = hot.abs().argmax(-1)
     size = slopes.abs().amax(-1).double()
     misfit = hot.scatter_add(1, targets[:, None], -weights[:, None]).abs().amax(-1)
+    wrong = ((misfit > FIT * size) | (weights <= 0)).tolist()
     supervised = torch.nonzero(size > 1e-7).squeeze(-1).tolist()
     found = places or [(0, at) for at in range(len(logits))]
-    taught = [Taught(at, found[at][0], found[at][1], int(targets[at]), float(weights[at])) for at in supervised]
-    odd = next((at for at in supervised if misfit[at] > FIT * size[at] or weights[at] <= 0), None)
+    asked, weighed = targets.tolist(), weights.tolist()
+    taught = [Taught(at, found[at][0], found[at][1], asked[at], weighed[at]) for at in supervised]
+    odd = next((at for at in supervised if wrong[at]), None)
     return Heard(
         value=value.detach(),
         logits=logits,

@@ -6,7 +6,7 @@ import copy
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -106,6 +106,7 @@ class Tried:
     loaded: Loaded
     file: Path
     said: tuple[str, ...]
+    made: dict[tuple[Any, ...], Any] = field(default_factory=dict, repr=False)
 
     @cached_property
     def train(self) -> list[Row]:
@@ -136,15 +137,23 @@ class Tried:
         return [token for token in ids if token >= 0]
 
     def heard(self, rows: Sequence[Row]) -> Heard:
-        """What the rows teach as one batch."""
-        return listen(self.loaded.model, self.data.loss, self.data.collate(rows))
+        """What the rows, which are its own, teach as one batch."""
+        key = ("heard", *map(id, rows))
+        if key not in self.made:
+            self.made[key] = listen(self.loaded.model, self.data.loss, self.data.collate(rows))
+        found: Heard = self.made[key]
+        return found
 
     def cost(self, rows: Sequence[Row]) -> float:
-        """The loss of the rows as one batch of the model itself."""
+        """The loss of the rows, which are its own, as one batch of the model itself."""
         import torch
 
-        with torch.no_grad():
-            return float(self.data.loss(self.loaded.model, self.data.collate(rows)))
+        key = ("cost", *map(id, rows))
+        if key not in self.made:
+            with torch.no_grad():
+                self.made[key] = float(self.data.loss(self.loaded.model, self.data.collate(rows)))
+        found: float = self.made[key]
+        return found
 
     @property
     def left_out(self) -> int | None:
@@ -240,10 +249,12 @@ def prepare(
     said: list[str] = []
     base = base or loaded(bench)
     given = Settings(**{"data": (str(file),) if file else (), "max_length": POSITIONS, **settings})
-    chosen = replace(bench.once("chosen", lambda: bench.chosen), plugin=plugin or bench.plugin)
+    hooks = bench.once("hooks", lambda: bind([bench.chosen], Core()))
+    if plugin is not None:
+        hooks = bind([replace(bench.chosen, plugin=plugin)], Core())
     with seeded(given.seed, "data"):
         run = Run(given, intent, head(bench.plugin), None, said.append)
-        data = bind([chosen], Core()).prepare_data(run, base)
+        data = hooks.prepare_data(run, base)
     if not isinstance(data, Data):
         raise Failed(f"prepare_data returned {type(data).__name__}; return ftcore.Data")
     return Tried(head(bench.plugin), data, base, file or Path(), tuple(said))
@@ -318,6 +329,7 @@ def crowd(bench: Bench, count: int = 10, first: int = 0) -> tuple[Case, ...]:
 
 def _shows(bench: Bench, marked: Sequence[Case]) -> bool:
     """Whether the names of cases can be read in the rows that the task makes of them; where texts are said, of most."""
+    marked = marked[:10]
     tried = prepare(bench, file_of(bench, marked))
     text = " ".join(text_of(tried, row) for row in tried.train)
     readable = sum(case.name in text for case in marked)

@@ -265,7 +265,9 @@ def trained(bench: Bench, case: Case) -> Trained:
 
 
 def _trained(bench: Bench, case: Case, output: Path) -> Trained:
-    plugins: dict[str, Any] = {"method": Tuner(), "task": Echo(head=case.head), "model": bench.plugin}
+    there = {role.partition(".")[0] for role in loaded(bench, case).parts}
+    method = Tuner(parts=tuple(part for part in Tuner().parts if part in there))
+    plugins: dict[str, Any] = {"method": method, "task": Echo(head=case.head), "model": bench.plugin}
     ftcore.run(
         **plugins, checkpoint=case.folder, output=output, steps=4, batch_size=4, lr=1e-2, save_every=2, keep=2,
         log_every=1,
@@ -287,7 +289,7 @@ def _trains_and_resumes(bench: Bench, case: Case) -> None:
     run, base = trained(bench, case), loaded(bench, case)
     adapter = load_file(run.output / "adapter_model.safetensors")
     before = base.model.state_dict()
-    for name in select(base.parts, Tuner().parts):
+    for name in select(base.parts, run.plugins["method"].parts):
         weight = next(key for key in (f"{name}.weight", *before) if key.startswith(f"{name}."))
         if weight not in adapter or torch.equal(adapter[weight].float(), before[weight].float()):
             raise Failed(f"a run that trains attention, mlp and norm leaves '{weight}' as it was")

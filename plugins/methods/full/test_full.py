@@ -8,6 +8,8 @@ from pathlib import Path
 import ftcore
 import pytest
 import torch
+from ftcore.testing import method_checks
+from ftcore_full import Full
 from safetensors.torch import load_file
 from torch import nn
 
@@ -56,3 +58,8 @@ def test_company_is_refused_with_a_reason(
 def test_an_option_is_refused_because_there_are_none() -> None:
     with pytest.raises(ftcore.Refused, match=r"method 'full' .*has no option 'r'; it takes no options"):
         ftcore.inject(nn.Linear(2, 2), method="full", r=8)
+
+
+@method_checks(Full())
+def test_it_keeps_the_contract(check: Callable[[], None]) -> None:
+    check()

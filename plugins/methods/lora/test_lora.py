@@ -14,7 +14,9 @@ from ftcore.adapters import Injected
 from ftcore.discovery import bind, choose
 from ftcore.hooks import Loaded, Run
 from ftcore.settings import Settings
+from ftcore.testing import method_checks
 from ftcore.training import Core
+from ftcore_lora import LoRA
 from torch import nn
 
 FAMILIES = [("qwen", "qwen2"), ("qwen", "qwen3"), ("llama", "llama")]
@@ -191,3 +193,8 @@ def test_dropout_acts_in_training_and_not_in_evaluation(checkpoint: Callable[...
     with torch.no_grad():
         assert not torch.equal(model.train()(ids).logits, model(ids).logits)
         assert torch.equal(model.eval()(ids).logits, model(ids).logits)
+
+
+@method_checks(LoRA())
+def test_it_keeps_the_contract(check: Callable[[], None]) -> None:
+    check()

@@ -9,6 +9,7 @@ from typing import Any
 import ftcore
 import pytest
 import torch
+from ftcore.testing import method_checks
 from ftcore_peft import Peft, endings
 from torch import nn
 
@@ -71,3 +72,8 @@ def test_short_endings_are_used_only_where_they_mean_exactly_the_chosen_modules(
     assert endings(["a.0.q", "a.1.q"], every) == ["q"]
     assert endings(["a.0.k", "a.1.k"], every) == ["a.0.k", "a.1.k"]
     assert endings(["a.0.q", "a.0.k", "a.1.q", "a.1.k", "b.0.k"], every) == ["k", "q"]
+
+
+@method_checks(Peft(type="HRA"))
+def test_it_keeps_the_contract(check: Callable[[], None]) -> None:
+    check()

@@ -12,6 +12,8 @@ import torch
 from ftcore.batches import token_loss
 from ftcore.hooks import Run
 from ftcore.settings import Settings
+from ftcore.testing import model_checks
+from ftcore_llama import Llama
 from ftcore_pretrain import Pretrain
 from safetensors.torch import load_file, save_file
 
@@ -71,3 +73,8 @@ def test_the_published_weights_read_stories_as_well_as_their_source_says() -> No
         with torch.no_grad():
             total = sum(float(token_loss(loaded.model, batch)) for batch in batches)
         assert 1.39 <= total / sum(batch.weight for batch in batches) <= 1.42
+
+
+@model_checks(Llama())
+def test_it_keeps_the_contract(check: Callable[[], None]) -> None:
+    check()

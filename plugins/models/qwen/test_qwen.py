@@ -11,6 +11,7 @@ from typing import Any
 import ftcore
 import pytest
 import torch
+from ftcore.testing import model_checks
 from ftcore_qwen import Qwen
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -236,3 +237,8 @@ def test_the_first_command_lowers_the_loss_on_held_out_rows(tmp_path: Path) -> N
     outcome = ftcore.run(method="lora", task="causal", model="qwen", output=tmp_path / "run", epochs=1)
     assert outcome.metrics["loss"] < 0.5 * outcome.before["loss"]
     assert all(sample["before"] != sample["after"] for sample in outcome.samples)
+
+
+@model_checks(Qwen())
+def test_it_keeps_the_contract(check: Callable[[], None]) -> None:
+    check()

@@ -16,6 +16,7 @@ from ftcore.batches import IGNORED, TokenRow
 from ftcore.families import read_tokenizer
 from ftcore.hooks import Data, Loaded, Run
 from ftcore.settings import Settings
+from ftcore.testing import task_checks
 from ftcore_causal import Causal
 from torch import nn
 
@@ -326,3 +327,8 @@ def test_the_built_in_sample_is_announced_and_usable(checkpoint: Callable[..., P
     assert (len(data.train), len(data.eval)) == (400, 48)
     assert len(data.probes) == 3
     assert any("built-in sample is used; pass --data" in line for line in said)
+
+
+@task_checks(Causal())
+def test_it_keeps_the_contract(check: Callable[[], None]) -> None:
+    check()

@@ -14,6 +14,7 @@ import torch
 from ftcore.batches import TokenRow
 from ftcore.hooks import Data, Loaded, Run
 from ftcore.settings import Settings
+from ftcore.testing import task_checks
 from ftcore_pretrain import Pretrain
 from torch.nn.functional import cross_entropy
 
@@ -199,4 +200,33 @@ def test_a_bad_document_is_refused_by_file_and_line_or_counted(checkpoint: Calla
     loaded = ftcore.load("qwen", checkpoint=checkpoint("qwen2"))
     with pytest.raises(ftcore.Refused, match=r"rows\.jsonl:2: text is the number 3"):
         prepared(loaded, file)
-    assert prepared(loaded, file, on_bad_row="skip").counts["documents"] == 2
+    counts = prepared(loaded, file, on_bad_row="skip").counts
+    assert (counts["documents"], counts["rows_left_out"]) == (2, 1)
+
+
+@pytest.mark.parametrize("special", ["<|im_end|>", "<|endoftext|>"])
+def test_a_special_token_written_in_a_document_is_refused_by_file_and_line(
+    special: str, checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text(f'{{"text": "The cat sat."}}\n{{"text": "Say {special} now."}}\n', encoding="utf-8")
+    loaded = ftcore.load("qwen", checkpoint=checkpoint("qwen2"))
+    with pytest.raises(ftcore.Refused, match=r"rows\.jsonl:2: text holds the special token"):
+        prepared(loaded, file)
+    assert prepared(loaded, file, on_bad_row="skip").counts["rows_left_out"] == 1
+
+
+def test_bad_held_out_documents_are_refused_when_there_are_no_others(
+    checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    file = tmp_path / "heldout.jsonl"
+    file.write_text('{"text": "The cat sat."}\n{"text": 3}\n', encoding="utf-8")
+    loaded = ftcore.load("qwen", checkpoint=checkpoint("qwen2"))
+    run = Run(Settings(eval_data=(str(file),)), "infer", "causal-lm")
+    with pytest.raises(ftcore.Refused, match=r"heldout\.jsonl:2: text is the number 3"):
+        Pretrain().prepare_data(run, loaded)
+
+
+@task_checks(Pretrain())
+def test_it_keeps_the_contract(check: Callable[[], None]) -> None:
+    check()

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from ftcore.discovery import Kind
+from ftcore.testing import CHECKS, examine
+from ftcore.testing.kit import session
 
 
 @dataclass(frozen=True)
@@ -16,3 +20,20 @@ class Broken:
     fails: str
     excused: Mapping[str, str] = field(default_factory=dict)
     checkpoint: Path | None = None
+
+
+def one_of_each(broken: Sequence[Broken]) -> list[Broken]:
+    """The first defect for each check: what the quick tests try."""
+    return list({one.fails: one for one in reversed(broken)}.values())[::-1]
+
+
+def caught(kind: Kind, broken: Broken) -> str:
+    """What the check that names the defect says, when only it and what it builds on are tried; empty if it passes."""
+    tried = session(kind, broken.plugin, CHECKS[kind], broken.excused, broken.checkpoint).result(broken.fails)
+    return tried.reason if tried.outcome == "failed" else ""
+
+
+def failed(kind: Kind, broken: Broken) -> dict[str, str]:
+    """Every check that fails on the plugin, with what it says."""
+    results = examine(kind, broken.plugin, broken.excused, checkpoint=broken.checkpoint)
+    return {result.check.name: result.reason for result in results if result.outcome == "failed"}

@@ -122,6 +122,25 @@ class Lenient(Sound):
         return select(loaded.parts, known or self.parts)
 
 
+@broken("half of the modules that its parts name stay as they are", "check_adapts_what_it_is_told")
+class Half(Sound):
+    """Adapts the first block only."""
+
+    def names(self, loaded: Loaded) -> Sequence[str]:
+        return [name for name in super().names(loaded) if ".1." not in name]
+
+
+@broken("the training rows are reversed in place", "check_leaves_the_rows_alone")
+class Reversing(Sound):
+    """Puts the rows into an order that it likes better."""
+
+    @hookimpl
+    def inject_adapter(self, run: Run, model: nn.Module, loaded: Loaded, data: Any) -> nn.Module:  # type: ignore[override]
+        if data is not None:
+            data.train.reverse()
+        return super().inject_adapter(run, model, loaded)
+
+
 @broken("a plan looks at weights that are not there", "check_a_plan_tells_what_trains")
 class Looking(Sound):
     """Scales its start by the largest weight."""
@@ -289,6 +308,17 @@ class Reckless(Sound):
     """Suggests what no step survives."""
 
     suggested_lr: ClassVar[float] = 0.9
+
+
+@broken("each train_step makes two steps of the optimizer", "check_makes_one_step")
+class Hasty(Sound):
+    """Steps twice."""
+
+    @hookimpl(wrapper=True)
+    def train_step(self, optimizer: Any) -> Generator[None, float, float]:
+        loss = yield
+        optimizer.step()
+        return loss
 
 
 @broken("train_step reports half the loss", "check_reports_its_loss")
@@ -475,17 +505,32 @@ class Latest(Sound):
         return loss
 
 
-@broken("a cache of first tensors that all later models share", "check_keeps_no_state")
+@broken("a cache of what was computed from the first model's weights", "check_keeps_no_state")
 class Caching(Sound):
-    """Takes A from the first model that it ever saw."""
+    """Starts from the weights of the first model that it ever saw."""
 
     cache: ClassVar[dict[str, Any]] = {}
 
     def made(self, run: Run, base: nn.Module, name: str, number: int) -> nn.Module:
         layer: Any = super().made(run, base, name, number)
-        if layer.a.device.type == "cpu" and run.intent == "train":
-            layer.a = self.cache.setdefault(f"{run.head}{name}{tuple(layer.a.shape)}", layer.a)
+        if layer.a.device.type == "cpu":
+            rows = self.cache.setdefault(f"{run.head}{name}{tuple(layer.a.shape)}", layer.weight[: self.rank].float())
+            layer.a.data = rows.clone()[:, : layer.in_features]
         return layer  # type: ignore[no-any-return]
+
+
+@broken("a configuration made for the first model is used for all", "check_keeps_no_state")
+class Configured(Sound):
+    """Looks up the names of modules once."""
+
+    found: ClassVar[list[Sequence[str]]] = []
+
+    def names(self, loaded: Loaded) -> Sequence[str]:
+        select(loaded.parts, self.parts)
+        if not self.found:
+            self.found.append(sorted({name.rpartition(".")[2] for name in super().names(loaded)}))
+        named = [name for name, _ in loaded.model.named_modules()]
+        return [name for name in named if name.rpartition(".")[2] in self.found[0]]
 
 
 MODELS: list[Any] = []
@@ -742,6 +787,18 @@ class Prolix(Sound):
         if run.head == "causal-lm":
             model.generation_config.max_new_tokens = 7
         return super().merge(run, model)
+
+
+@broken("merging draws numbers", "check_keeps_no_state")
+class Dithering(Sound):
+    """Rounds at random."""
+
+    def merged(self, run: Run, layer: Any, name: str) -> nn.Module:
+        import torch
+
+        plain: Any = super().merged(run, layer, name)
+        plain.weight.data += 1e-7 * torch.randn_like(plain.weight)
+        return plain  # type: ignore[no-any-return]
 
 
 @broken("merging by blocks counts blocks anew", "check_merged_by_blocks_it_is_the_same")

@@ -186,6 +186,19 @@ class Normalises(Sound):
 
 
 @options
+class DropsOut(Sound):
+    """In training its attention forgets more than the config says."""
+
+    @hookimpl
+    def load_model(self, run: Run, kwargs: Mapping[str, Any]) -> Loaded:
+        """The model with dropout of its own."""
+        found = super().load_model(run, kwargs)
+        for layer in found.model.model.layers:
+            layer.self_attn.attention_dropout = 0.1
+        return found
+
+
+@options
 class ReliesOnTheProcess(Sound):
     """It loads otherwise where nobody imported the kit's tests before."""
 
@@ -209,6 +222,17 @@ class IgnoresPrecision(Sound):
         """The model in its own dtype."""
         stored = {"dtype": "auto"} if run.intent != "plan" and self.weights == "pretrained" else {}
         return super().load_model(run, {**stored, **kwargs})
+
+
+@options
+class LoadsInHalf(Sound):
+    """It loads in bfloat16 whatever the run asks for."""
+
+    @hookimpl
+    def load_model(self, run: Run, kwargs: Mapping[str, Any]) -> Loaded:
+        """The model in half."""
+        found = super().load_model(run, kwargs)
+        return replace(found, model=found.model.bfloat16())
 
 
 @options
@@ -779,6 +803,35 @@ class PlansUntied(Sound):
         found = super().load_model(run, kwargs)
         if run.intent == "plan":
             found.model.lm_head.weight = nn.Parameter(found.model.lm_head.weight.detach().clone())
+        return found
+
+
+@options
+class PlansByTheWay(Sound):
+    """Its plans are made of real weights that are thrown away."""
+
+    @hookimpl
+    def load_model(self, run: Run, kwargs: Mapping[str, Any]) -> Loaded:
+        """The model, for a plan as the shadow of a real one."""
+        from transformers import AutoModelForCausalLM
+
+        found = super().load_model(run, kwargs)
+        if run.intent != "plan":
+            return found
+        model = AutoModelForCausalLM.from_config(found.model.config, dtype=dtype_of(run.settings)).to("meta")
+        model.tie_weights()
+        return replace(found, model=model)
+
+
+@options
+class TiesAlways(Sound):
+    """Its head is the embedding, whatever the config says."""
+
+    @hookimpl
+    def load_model(self, run: Run, kwargs: Mapping[str, Any]) -> Loaded:
+        """The model with one tensor for two."""
+        found = super().load_model(run, kwargs)
+        found.model.lm_head.weight = found.model.model.embed_tokens.weight
         return found
 
 

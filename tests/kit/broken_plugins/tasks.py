@@ -854,7 +854,7 @@ class NeedsLineEnds(Dialogs):
 
     def records(self, sources: Sequence[str], problems: Problems) -> Sequence[Record]:
         records = list(super().records(sources, problems))
-        ended = [open(source, "rb").read().endswith(b"\n") for source in sources]  # noqa: SIM115
+        ended = [Path(source).read_bytes().endswith(b"\n") for source in sources]
         return records if all(ended) else records[:-1]
 
 

@@ -332,6 +332,7 @@ class FillInAnew(FillIn):
 
         batch = super().batch(rows, loaded)
         labels = torch.where(torch.rand(batch.targets["labels"].shape) < 0.5, batch.targets["labels"], IGNORED)
+        labels = labels if (labels != IGNORED).any() else batch.targets["labels"]
         return replace(batch, targets={"labels": labels}, weight=float((labels != IGNORED).sum()))
 
 
