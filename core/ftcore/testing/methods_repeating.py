@@ -197,8 +197,8 @@ def check_keeps_no_state(plugin: object, bench: Bench | None = None) -> None:
         if found:
             raise Failed(
                 f"a run that shares its process with others gave something else than alone: {found}; "
-                "keep what belongs to a run in its model, never in the module, the class or the plugin, and draw numbers "
-                "in inject_adapter and train_step only, where the core has seeded them"
+                "keep what belongs to a run in its model, never in the module, the class or the plugin, and draw "
+                "numbers in inject_adapter and train_step only, where the core has seeded them"
             )
     if wrong:
         raise Failed(wrong[0])

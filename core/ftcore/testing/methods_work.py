@@ -39,8 +39,8 @@ WEIGHTS = "model.safetensors"
 STEPS, HALF = 6, 3
 # Steps large enough that an adapter that is lost, doubled or off by a hundredth changes the answers visibly.
 KEYS: Mapping[str, Any] = {
-    "precision": "fp32", "steps": STEPS, "batch_size": 4, "lr": 1e-2, "schedule": "constant", "weight_decay": 0.1, "seed": 7,
-    "save_every": HALF, "keep": 9, "log_every": 1,
+    "precision": "fp32", "steps": STEPS, "batch_size": 4, "lr": 1e-2, "schedule": "constant", "weight_decay": 0.1,
+    "seed": 7, "save_every": HALF, "keep": 9, "log_every": 1,
 }  # fmt: skip
 
 
@@ -210,24 +210,35 @@ def packing_of(bench: Bench) -> str:
 
 @contextmanager
 def on_cpu() -> Iterator[None]:
-    """Inside, accelerate works on the CPU, where results are the same bit for bit; afterwards as it did before."""
+    """Inside, accelerate works on the CPU, where results are the same bit for bit; outside it is as it was."""
     import torch
     from accelerate.state import AcceleratorState, PartialState
 
     if not torch.accelerator.is_available():
         yield
         return
-    kept = {state: dict(state._shared_state) for state in (AcceleratorState, PartialState)}
-    asked = os.environ.get("ACCELERATE_USE_CPU", "false")
-    AcceleratorState._reset_state(reset_partial_state=True)
+    places = {state.__name__: state._shared_state for state in (AcceleratorState, PartialState)}
+    theirs, asked = _swapped(places, OURS), os.environ.pop("ACCELERATE_USE_CPU", None)
     os.environ["ACCELERATE_USE_CPU"] = "true"
     try:
         yield
     finally:
-        os.environ["ACCELERATE_USE_CPU"] = asked
-        for state, values in kept.items():
-            state._shared_state.clear()
-            state._shared_state.update(values)
+        OURS.update(_swapped(places, theirs))
+        del os.environ["ACCELERATE_USE_CPU"]
+        os.environ.update({} if asked is None else {"ACCELERATE_USE_CPU": asked})
+
+
+# What accelerate shares among all its users in a process, as the kit uses it where there is an accelerator.
+OURS: dict[str, dict[str, Any]] = {}
+
+
+def _swapped(places: Mapping[str, dict[str, Any]], contents: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """What the dictionaries held; afterwards each holds its part of `contents`."""
+    held = {name: dict(place) for name, place in places.items()}
+    for name, place in places.items():
+        place.clear()
+        place.update(contents.get(name, {}))
+    return held
 
 
 @dataclass(frozen=True)
@@ -258,7 +269,7 @@ def stepped(loop: Loop, step: int, pieces: int = 1) -> float:
     for group in loop.optimizer.param_groups:
         group["lr"] = learning_rate(settings, settings.lr or 0.0, step, STEPS) * group.get("lr_ratio", 1.0)
     stage.model.train()
-    with seeded(settings.seed, "step", step, 0):
+    with seeded(settings.seed, "step", step, 0), on_cpu():
         return stage.hooks.train_step(
             run=stage.run, step=step, model=loop.model, batches=batches_of(loop, step, pieces), loss=stage.rows.loss,
             optimizer=loop.prepared, accelerator=loop.accelerator,

@@ -14,6 +14,7 @@ from ftcore.hooks import Data, Row
 from ftcore.testing.kit import Bench, Failed, bench_of
 from ftcore.testing.tasks_labels import shown
 from ftcore.testing.tasks_stage import (
+    ODD_TEXTS,
     Case,
     Sheet,
     Tried,
@@ -35,20 +36,6 @@ from ftcore.testing.tasks_stage import (
     written,
 )  # fmt: skip
 
-# Texts that people write and that code trips over; each must reach the model as it is, or be refused.
-ODD_TEXTS: Mapping[str, str] = {
-    "emoji": "Yes 👩‍👩‍👧‍👦🏽 🇳🇵!",
-    "Chinese": "小猫在门口看雨。",
-    "right-to-left": "שלום عالم\u202eabc",
-    "combining": "Zͣ̀ͅe\u0301 ﬁ ½ Å",
-    "braces": "{output} {0} {} %s %(x)s $HOME",
-    "a template": "{{ 1 / 0 }} {% for x in y %} {# no #}",
-    "markup": "<b>&amp;</b> \\n \\u0041 \"quoted\" 'single'",
-    "lines": "one\n\ntwo\n  three\n",
-    "the word None": "None",
-    "digits": "007",
-    "1,500 letters": "It rains. " * 150,
-}
 BAD_TEXTS: Mapping[str, str] = {
     "nothing": "",
     "white space": " \t\n ",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ftcore.errors import Refused
@@ -10,6 +11,7 @@ from ftcore.hooks import Row
 from ftcore.testing.kit import Bench, Failed, bench_of
 from ftcore.testing.tasks_listening import Heard
 from ftcore.testing.tasks_stage import (
+    ODD_TEXTS,
     TEXT_HEADS,
     Case,
     Tried,
@@ -19,11 +21,14 @@ from ftcore.testing.tasks_stage import (
     everything,
     file_of,
     head,
+    leaves,
     other,
     prepare,
     reads_files,
     text_from,
+    text_of,
     tokenizer_of,
+    with_leaf,
 )  # fmt: skip
 
 
@@ -76,28 +81,72 @@ def _batches_have_weight(tried: Tried) -> None:
             raise Failed(f"the row {row.place} has weight {batch.weight}, so nothing is learned from it")
 
 
-def voices(bench: Bench) -> list[tuple[Case, Tried]]:
-    """Each row of a crowd alone in a file: to train on, with another tokenizer, and held out."""
+def voices(bench: Bench) -> list[Voice]:
+    """Each row of a crowd alone in a file, to train on, held out, with another tokenizer; then rows that mislead."""
 
-    def make() -> list[tuple[Case, Tried]]:
-        found = list(alone(bench))
-        for case in crowd(bench)[: max(4, len(cases(bench)))]:
-            file = file_of(bench, [case])
-            found.append((case, prepare(bench, file, eval_data=(str(file),))))
-            try:
-                found.append((case, prepare(bench, file, base=other(bench))))
-            except Refused:  # a tokenizer that it cannot be used with
-                continue
+    def make() -> list[Voice]:
+        made = crowd(bench)
+        found = [Voice(case, tried, 0) for case, tried in alone(bench)]
+        for case in made[: max(4, len(cases(bench)))]:
+            apart = str(file_of(bench, [case]))
+            found.append(Voice(case, prepare(bench, file_of(bench, made[-1:]), eval_data=(apart,)), 1))
+            found += _voiced(bench, case, base=other(bench))
+        for case in misleading(cases(bench)):
+            found += _voiced(bench, case)
         return found
 
-    made: list[tuple[Case, Tried]] = bench.once("voices", make)
+    made: list[Voice] = bench.once("voices", make)
     return made
+
+
+@dataclass(frozen=True)
+class Voice:
+    """A case alone among the rows to train on (side 0) or among those held out (side 1)."""
+
+    case: Case
+    tried: Tried
+    side: int
+
+    @property
+    def readings(self) -> list[tuple[Row, Heard]]:
+        """What its rows teach."""
+        return self.tried.sides[self.side]
+
+
+def _voiced(bench: Bench, case: Case, **settings: Any) -> list[Voice]:
+    """The case to train on, unless the task refuses it or reads a text otherwise than it is written."""
+    try:
+        tried = prepare(bench, file_of(bench, [case]), **settings)
+        read = " ".join(text_of(tried, row) for row in tried.train)
+    except Exception:  # what a task may raise is for the checks of hostile rows to say
+        return []
+    return [Voice(case, tried, 0)] if all(text.strip() in read for text in case.learned) else []
+
+
+def misleading(cases: Sequence[Case]) -> Iterator[Case]:
+    """Rows whose texts are of many bytes and lines, or that say in the prompt what the answer says and the reverse."""
+    for case in cases[:3]:
+        for text in case.learned[:1]:
+            places = [place for place, leaf in leaves(case.row) if leaf == text]
+            for odd in ODD_TEXTS.values() if places and case is cases[0] else ():
+                said = f"{text} {odd.strip()} now"
+                yield Case(with_leaf(case.row, places[0], said), (said, *case.learned[1:]))
+            for place, leaf in leaves(case.row):
+                if leaf not in case.learned:
+                    yield Case(with_leaf(case.row, place, f"🙂小狗 {leaf}"), case.learned)
+                    yield Case(with_leaf(case.row, place, f"{leaf} {text}"), case.learned)
+                    echo = (
+                        Case(with_leaf(case.row, places[0], f"{leaf} {text}"), (f"{leaf} {text}", *case.learned[1:]))
+                        if places
+                        else case
+                    )
+                    yield echo
 
 
 def check_each_target_is_the_next_token(task: object, bench: Bench | None = None) -> None:
     """What a position is taught to predict is the token that comes next in its row, neither an earlier nor a later."""
     bench = bench_of("task", task, bench)
-    tries = [tried for _, tried in voices(bench)] if reads_files(bench) else [everything(bench)]
+    tries = [voice.tried for voice in voices(bench)] if reads_files(bench) else [everything(bench)]
     for tried in tries:
         for row, heard in tried.readings:
             _follows(tried, row, heard)
@@ -143,9 +192,8 @@ def _shift(ids: Sequence[int], position: int, target: int) -> str:
 def check_answers_are_learned_and_nothing_else(task: object, bench: Bench | None = None) -> None:
     """Every text that is to be learned is learned whole, and nothing of the prompt, the roles or the rest of a row."""
     bench = bench_of("task", task, bench)
-    for case, tried in voices(bench) if reads_files(bench) else []:
-        for side in filter(None, tried.sides):
-            _learns(case, tried, side)
+    for voice in voices(bench) if reads_files(bench) else []:
+        _learns(voice.case, voice.tried, voice.readings)
 
 
 def _learns(case: Case, tried: Tried, side: Sequence[tuple[Row, Heard]]) -> None:
@@ -210,10 +258,9 @@ def without(tried: Tried, ids: Sequence[int]) -> str:
 def check_stop_token_is_taught(task: object, bench: Bench | None = None) -> None:
     """After every learned text, and nowhere else, a token is learned at which the model will be stopped."""
     bench = bench_of("task", task, bench)
-    for case, tried in voices(bench) if reads_files(bench) else []:
-        for side in filter(None, tried.sides):
-            if case.learned:
-                _stops(case, tried, side)
+    for voice in voices(bench) if reads_files(bench) else []:
+        if voice.case.learned:
+            _stops(voice.case, voice.tried, voice.readings)
 
 
 def _stops(case: Case, tried: Tried, side: Sequence[tuple[Row, Heard]]) -> None:
@@ -250,7 +297,7 @@ def _parts(ids: Sequence[int], stops: frozenset[int]) -> list[list[int]]:
 def check_a_row_begins_once(task: object, bench: Bench | None = None) -> None:
     """A text that a tokenizer begins with a token of its own begins with one, not with two."""
     bench = bench_of("task", task, bench)
-    for _, tried in voices(bench) if reads_files(bench) else []:
+    for tried in [voice.tried for voice in voices(bench)] if reads_files(bench) else []:
         begin: Any = tokenizer_of(tried).bos_token_id
         for row in (*tried.train, *tried.held):
             ids = tried.tokens(row)

@@ -79,6 +79,22 @@ SHAPES: tuple[tuple[Example, ...], ...] = (
 )  # fmt: skip
 
 
+# Texts that people write and that code trips over; each must reach the model as it is, or be refused.
+ODD_TEXTS: Mapping[str, str] = {
+    "emoji": "Yes 👩‍👩‍👧‍👦🏽 🇳🇵!",
+    "Chinese": "小猫在门口看雨。",
+    "right-to-left": "שלום عالم\u202eabc",
+    "combining": "Zͣ̀ͅe\u0301 ﬁ ½ Å",
+    "braces": "{output} {0} {} %s %(x)s $HOME",
+    "a template": "{{ 1 / 0 }} {% for x in y %} {# no #}",
+    "markup": "<b>&amp;</b> \\n \\u0041 \"quoted\" 'single'",
+    "lines": "one\n\ntwo\n  three\n",
+    "the word None": "None",
+    "digits": "007",
+    "1,500 letters": "It rains. " * 150,
+}
+
+
 @dataclass(frozen=True)
 class Case:
     """A row, the texts in it that are to be learned, and a name that stands in it where it is `marked`."""
