@@ -199,6 +199,7 @@ def test_the_list_imports_nothing_here_and_leaves_no_process_behind(
     assert (done.stdout, done.stderr) == ("none\n", "")
 
 
+@pytest.mark.slow  # on a busy machine the list may be complete before it is interrupted
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_list_that_is_interrupted_leaves_nothing_running(
     breaks: Callable[..., None], tmp_path: Path, number: signal.Signals
@@ -218,6 +219,7 @@ def test_a_list_that_is_interrupted_leaves_nothing_running(
     assert gone(tmp_path)
 
 
+@pytest.mark.slow  # what a machine that is busy with other things gives each of them varies
 def test_many_slow_imports_on_a_busy_machine_are_no_broken_ones(
     publish: Callable[..., Path], command: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:

@@ -27,7 +27,7 @@ def process() -> dict[str, Any]:
         "the handler of SIGINT": str(signal.getsignal(signal.SIGINT)),
         "the handler of SIGTERM": str(signal.getsignal(signal.SIGTERM)),
         "sys.path": list(sys.path),
-        "the running threads": sorted(thread.name for thread in threading.enumerate() if not thread.daemon),
+        "the running threads": sorted(filter(_stays, (t.name for t in threading.enumerate() if not t.daemon))),
         "standard output": [str(type(sys.stdout)), str(type(sys.stderr))],
         "the umask": _umask(),
         "the random state of Python": _short(repr(random.getstate())),
@@ -49,6 +49,11 @@ def _torch(torch: Any) -> dict[str, Any]:
         "torch's matmul precision": torch.get_float32_matmul_precision(),
         "torch's anomaly detection": torch.is_anomaly_enabled(),
     }
+
+
+def _stays(thread: str) -> bool:
+    """Whether a thread is there to stay: a pool's, such as transformers reads weights with, is about to end."""
+    return not thread.startswith("ThreadPoolExecutor")
 
 
 def _short(text: str) -> str:
