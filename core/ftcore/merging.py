@@ -48,15 +48,17 @@ def merge(
 
 
 def logits_of_probe(model: nn.Module, loaded: Loaded) -> Tensor:
-    """The model's logits for a fixed row of tokens, in float32."""
+    """All logits of the model for a fixed row of tokens, whatever its head, end to end and in float32."""
     import torch
 
     with seeded(0, "probe"):
         row = torch.randint(0, loaded.vocab_size, (1, min(32, loaded.max_positions)))
-    device = next(model.parameters()).device
+    row = row.to(next(model.parameters()).device)
+    decodes = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+    inputs = {"input_ids": row, **({"decoder_input_ids": row} if decodes else {})}
     with torch.inference_mode():
-        logits: Tensor = model(input_ids=row.to(device), use_cache=False).logits
-    return logits.float().cpu()
+        answer = model(**inputs, use_cache=False)
+    return torch.cat([found.float().cpu().reshape(-1) for name, found in answer.items() if name.endswith("logits")])
 
 
 def _same_shape(merged: nn.Module, attached: Attached) -> None:
@@ -83,7 +85,7 @@ def _compare(adapted: Tensor, merged: Tensor, weight_bytes: int) -> float:
 def _write(model: Any, loaded: Loaded, output: Path) -> None:
     """The checkpoint is in `output`."""
     assert loaded.tokenizer is not None
-    if loaded.stop_ids:
+    if loaded.stop_ids and getattr(model, "generation_config", None) is not None:  # encoders have none
         model.generation_config.eos_token_id = list(loaded.stop_ids)
     with staged(output) as folder:
         model.save_pretrained(folder)

@@ -269,9 +269,10 @@ def _write_configuration(skeleton: Loaded, folder: Path, output: Path) -> None:
     model: Any = skeleton.model
     tokenizer = read_tokenizer(str(output))
     model.config.save_pretrained(folder)
-    if skeleton.stop_ids:
-        model.generation_config.eos_token_id = list(skeleton.stop_ids)
-    model.generation_config.save_pretrained(folder)
+    generates = getattr(model, "generation_config", None)  # encoders have none
+    if generates is not None:
+        generates.eos_token_id = list(skeleton.stop_ids) or generates.eos_token_id
+        generates.save_pretrained(folder)
     assert tokenizer is not None
     tokenizer.save_pretrained(folder)
     kept = json.loads((folder / "config.json").read_text(encoding="utf-8"))
