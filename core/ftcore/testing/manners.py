@@ -15,10 +15,11 @@ from ftcore import adapters
 from ftcore.discovery import Kind, bind
 from ftcore.hooks import Intent, Run
 from ftcore.settings import Settings
-from ftcore.testing import families, tasks_stage
 from ftcore.testing.kit import Bench, Failed, bench_of, kind_of
+from ftcore.testing.models import families
 from ftcore.testing.neighbours import changed, process
 from ftcore.testing.stage import Decoder, Recital, tiny_checkpoint
+from ftcore.testing.tasks import stage as tasks_stage
 from ftcore.training import Core
 
 RANDOM = "the random state"

@@ -332,6 +332,46 @@ class BeginsTwice(Dialogs):
         return [([begin, begin] if begin is not None else [], False), *super().pieces(turns, loaded)]
 
 
+@options
+class FindsAnswersByText(Dialogs):
+    """An answer is looked for in the whole row, and found where the question says the same."""
+
+    def labelled(self, pieces: Pieces, loaded: Loaded) -> tuple[list[int], list[int]]:
+        ids, labels = super().labelled(pieces, loaded)
+        ends = self.end(loaded)
+        labels = [label if label in ends else IGNORED for label in labels]
+        for answer in (tokens for tokens, taught in pieces if taught and tokens != ends):
+            start = next(at for at in range(len(ids)) if ids[at : at + len(answer)] == answer)
+            labels[start : start + len(answer)] = answer
+        return ids, labels
+
+
+@options
+class CountsBytesForLetters(Dialogs):
+    """The mask goes by letters, and tokens by bytes."""
+
+    def labelled(self, pieces: Pieces, loaded: Loaded) -> tuple[list[int], list[int]]:
+        ids, labels = super().labelled(pieces, loaded)
+        question = loaded.tokenizer.decode(pieces[0][0])
+        off = len(question.encode()) - len(question)
+        return ids, labels if off < 5 else [IGNORED] * 2 + labels[:-2]
+
+
+@options
+class TeachesFirstLines(Dialogs):
+    """Of an answer of several lines the first is learned."""
+
+    def pieces(self, turns: Turns, loaded: Loaded) -> Pieces:
+        parted: Pieces = []
+        for tokens, taught in super().pieces(turns, loaded):
+            first, line, rest = loaded.tokenizer.decode(tokens).partition("\n\n") if taught else ("", "", "")
+            if line:
+                parted += [(self.tokens(first, loaded), True), (self.tokens(line + rest, loaded), False)]
+            else:
+                parted.append((tokens, taught))
+        return parted
+
+
 # --- the loss --------------------------------------------------------------------------------------------
 
 
@@ -445,6 +485,28 @@ class DividesByNothing(Dialogs):
         logits = model(**batch.inputs, use_cache=False).logits
         logits = logits.reshape(-1, logits.shape[-1]).float()
         return cross_entropy(logits, batch.targets["labels"]) * batch.weight
+
+
+@options
+class KeepsAModel(Dialogs):
+    """The loss is that of the model that the rows were prepared for."""
+
+    models: ClassVar[dict[int, Any]] = {}
+
+    def collate(self, loaded: Loaded, settings: Settings) -> Callable[[Sequence[TokenRow]], Batch]:
+        make = collator(loaded, settings)
+
+        def collate(rows: Sequence[TokenRow]) -> Batch:
+            import torch
+
+            self.models[id(loaded.model)] = loaded.model
+            batch = make(rows)
+            return replace(batch, targets={**batch.targets, "model": torch.tensor(id(loaded.model))})
+
+        return collate
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        return token_loss(self.models.get(int(batch.targets["model"]), model), batch)
 
 
 # --- batches ---------------------------------------------------------------------------------------------
@@ -920,6 +982,17 @@ class HoldsOutTooFew(Dialogs):
         return held_out(training, named, replace(settings, eval_share=0.1))
 
 
+@options
+class HoldsOutUnasked(Dialogs):
+    """Where no row is to be held out, some that are trained on are."""
+
+    def split(
+        self, training: list[Dialog], named: list[Dialog], settings: Settings
+    ) -> tuple[list[Dialog], list[Dialog]]:
+        train, held = super().split(training, named, settings)
+        return train, held or train[:2]
+
+
 # --- always the same -------------------------------------------------------------------------------------
 
 
@@ -1344,6 +1417,9 @@ BROKEN: list[Broken] = [
     Broken("the last of several answers is not supervised", ForgetsTheLastAnswer(), LABELS),
     Broken("the first token of an answer is not supervised", ForgetsFirstTokens(), LABELS),
     Broken("the prompt is supervised in held-out rows", TeachesHeldOutPrompts(), LABELS),
+    Broken("answers are looked for by their text", FindsAnswersByText(), LABELS),
+    Broken("bytes are counted for letters", CountsBytesForLetters(), LABELS),
+    Broken("the first lines of answers are learned", TeachesFirstLines(), LABELS),
     Broken("rows begin with two tokens of beginning", BeginsTwice(), "check_a_row_begins_once"),
     Broken("the loss is a mean", Averages(), SUM),
     Broken("the weight counts all tokens", WeighsEverything(), SUM),
@@ -1354,6 +1430,7 @@ BROKEN: list[Broken] = [
     Broken("the loss is computed in bfloat16", LosesPrecision(), "check_loss_is_computed_in_float32"),
     Broken("the loss is smoothed in training", SmoothsInTraining(), SUM),
     Broken("the loss looks into the model", LooksIntoTheModel(), AS_IT_IS),
+    Broken("the loss is of a model that was kept", KeepsAModel(), AS_IT_IS),
     Broken("the loss turns training off", TurnsTrainingOff(), AS_IT_IS),
     Broken("the loss computes gradients", ComputesGradients(), AS_IT_IS),
     Broken("an idle process adds no number", DividesByNothing(), "check_a_batch_without_targets_costs_nothing"),
@@ -1397,6 +1474,7 @@ BROKEN: list[Broken] = [
     Broken("blank lines are not counted", ForgetsBlankLines(), "check_rows_know_their_place"),
     Broken("held-out rows are trained on", TrainsOnHeldOutRows(), APART),
     Broken("rows of --eval-data are trained on", TrainsOnHeldOutFiles(), APART),
+    Broken("rows are held out unasked", HoldsOutUnasked(), APART),
     Broken("the last rows are held out, whatever the seed", HoldsOutTheLast(), DRAWN),
     Broken("too few rows are held out", HoldsOutTooFew(), DRAWN),
     Broken("the order depends on the hash", GoesByHash(), SAME),

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from ftcore.discovery import declared_datum
 from ftcore.errors import Refused
 from ftcore.hooks import Intent, Loaded
-from ftcore.testing.families import (
+from ftcore.testing.kit import Bench, Failed, bench_of
+from ftcore.testing.models.families import (
     Case,
     answer,
     change,
@@ -27,7 +28,6 @@ from ftcore.testing.families import (
     questions,
     refusal,
 )
-from ftcore.testing.kit import Bench, Failed, bench_of
 from ftcore.testing.stage import tiny_checkpoint
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ from ftcore.batches import TokenRow, digest
 from ftcore.hooks import Batch, Loaded, Row
 from ftcore.testing import fresh
 from ftcore.testing.kit import Bench, Failed, bench_of
-from ftcore.testing.tasks_labels import shown
-from ftcore.testing.tasks_loss import CLOSE
-from ftcore.testing.tasks_stage import (
+from ftcore.testing.tasks.labels import shown
+from ftcore.testing.tasks.loss import CLOSE
+from ftcore.testing.tasks.stage import (
     Tried,
     alone,
     cases,
@@ -32,6 +32,8 @@ from ftcore.testing.tasks_stage import (
     with_leaf,
     written,
 )  # fmt: skip
+
+BROKEN_OFF = '{"a": "b'
 
 
 def digests(tried: Tried) -> list[str]:
@@ -122,7 +124,7 @@ def check_rows_are_the_same_every_time(task: object, bench: Bench | None = None)
         raise Failed("the same file gives other rows the second time; draw nothing at random but from the run's seed")
     _collates_alike(first)
     there = fresh.call(
-        "ftcore.testing.tasks_constancy:digests_there",
+        "ftcore.testing.tasks.constancy:digests_there",
         described=fresh.reference(task),
         file=str(file),
         settings={"eval_data": [str(held)]},
@@ -190,6 +192,9 @@ def check_held_out_rows_are_not_trained_on(task: object, bench: Bench | None = N
     both = present(share, share.train, made).keys() & present(share, share.held, made).keys()
     if both:
         raise Failed(f"with --eval-share 0.25, {len(both)} rows are held out and trained on, such as {min(both)}")
+    plain = prepare(bench, made.file)
+    if present(plain, plain.held, made).keys() & present(plain, plain.train, made).keys():
+        raise Failed("where no row is to be held out, rows that are trained on are held out too; hold out none")
     tried = prepare(bench, made.file, eval_data=(str(apart.file),))
     strays = present(tried, tried.train, apart)
     if strays:
@@ -200,21 +205,21 @@ def check_held_out_rows_are_not_trained_on(task: object, bench: Bench | None = N
 
 
 def check_rows_know_their_place(task: object, bench: Bench | None = None) -> None:
-    """Every row says the file and line that it begins on, of the file that it is from, blank lines counted."""
+    """Every row says the file that it is from and the line that it begins on, blank lines and bad rows counted."""
     bench = bench_of("task", task, bench)
     if not reads_files(bench):
         return
     made, apart = crowd(bench)[:4], crowd(bench, 6, 100)[:3]
-    one = written(bench, [line(made[0].row), line(made[1].row), "", *(line(case.row) for case in made[2:])])
+    one = written(bench, [line(made[0].row), BROKEN_OFF, line(made[1].row), "", *(line(c.row) for c in made[2:])])
     two = file_of(bench, apart)
     held = file_of(bench, crowd(bench, 6, 100))
-    tried = prepare(bench, one, data=(str(one), str(two)), eval_data=(str(held),))
+    tried = prepare(bench, one, data=(str(one), str(two)), eval_data=(str(held),), on_bad_row="skip")
     for row in tried.held:
         if not row.place.startswith(f"{held}:"):
             raise Failed(f"a held-out row says it is from {shown(row.place)}, and it is from {held.name}")
-    homes = {case.name: f"{one}:{number}" for case, number in zip(made, (1, 2, 4, 5), strict=True)}
+    homes = {case.name: f"{one}:{number}" for case, number in zip(made, (1, 3, 5, 6), strict=True)}
     homes |= {case.name: f"{two}:{number}" for number, case in enumerate(apart, start=1)}
-    known = {f"{one}:{number}" for number in (1, 2, 4, 5)} | {f"{two}:{number}" for number in (1, 2, 3)}
+    known = {f"{one}:{number}" for number in (1, 3, 5, 6)} | {f"{two}:{number}" for number in (1, 2, 3)}
     for row in tried.train:
         if row.place not in known:
             raise Failed(f"a row says it is from {shown(row.place)}, and the rows are from {min(known)} and so on")

@@ -17,12 +17,12 @@ from ftcore.errors import FtcoreError, Refused
 from ftcore.hooks import Batch, Loaded
 from ftcore.seeds import seeded
 from ftcore.testing.kit import Bench, Failed, bench_of
-from ftcore.testing.methods_learning import START, starts_as_base
-from ftcore.testing.methods_merging import MERGED, unlike
-from ftcore.testing.methods_props import FusedOnce, exercise_loss, exercise_row, padded
-from ftcore.testing.methods_repeating import random_in_training
-from ftcore.testing.methods_storing import SAME
-from ftcore.testing.methods_work import (
+from ftcore.testing.methods.learning import START, starts_as_base
+from ftcore.testing.methods.merging import MERGED, unlike
+from ftcore.testing.methods.properties import FusedOnce, exercise_loss, exercise_row, padded
+from ftcore.testing.methods.repeating import random_in_training
+from ftcore.testing.methods.storing import SAME
+from ftcore.testing.methods.work import (
     CAUSAL,
     FUSED,
     Scene,

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ftcore.testing.families import Case, cases, loaded, questions, vocabulary
 from ftcore.testing.kit import Bench, Failed, bench_of
+from ftcore.testing.models.families import Case, cases, loaded, questions, vocabulary
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -230,19 +230,22 @@ def _use(model: nn.Module, names: tuple[str, ...], output: str, asked: Mapping[s
     """Whether what each module gives is used as queries, keys or values, by where its gradients are."""
     seen = Watch(model, names, output).gradients(asked)
     same = Watch(model, names, output, change=_same_at_every_position).gradients(asked)
-    most = max(float(gradient.abs().max()) for gradient in same.values())
+    trace, most = (max(float(gradient.abs().max()) for gradient in found.values()) for found in (seen, same))
     used: dict[str, set[str]] = {}
     for name, gradient in seen.items():
-        own, elsewhere = gradient.abs().amax((0, 1)) > 0, gradient.abs().clone()
+        own, elsewhere = gradient.abs().amax((0, 1)) > NOTHING * trace, gradient.abs().clone()
         elsewhere[:, PLACE : PLACE + 1] = 0
-        reaches, values = elsewhere.amax((0, 1)) > 0, same[name].abs().amax((0, 1)) > FAINT * most
+        reaches, values = elsewhere.amax((0, 1)) > NOTHING * trace, same[name].abs().amax((0, 1)) > FAINT * most
         kinds = {"q": own & ~reaches, "k": reaches & ~values, "v": values}
         used[name] = {letter for letter, channels in kinds.items() if bool(channels.any())}
     return {name: letters for name, letters in used.items() if letters}
 
 
 PLACE = 5  # the position whose answer is looked at: others come before and after it
-FAINT = 1e-3  # a share of the largest gradient: equal values leave keys about 1e-7 of it
+# Shares of the largest gradient. A query's is 0 where it does not reach, a key's is 1e-3 and more.
+NOTHING = 1e-7
+# When all positions have the same value, keys and queries keep up to 1e-5, values 0.05 and more.
+FAINT = 1e-3
 
 
 def _same_at_every_position(tensor: Tensor) -> Tensor:

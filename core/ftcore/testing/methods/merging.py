@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ftcore import adapters, directory, merging
 from ftcore.errors import Refused
 from ftcore.testing.kit import Bench, Failed, bench_of
-from ftcore.testing.methods_work import (
+from ftcore.testing.methods.work import (
     WEIGHTS,
     Staged,
     answers,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
 from ftcore.hooks import Batch, Row
 from ftcore.testing.kit import Bench, Failed, bench_of
-from ftcore.testing.tasks_listening import Heard, listen
-from ftcore.testing.tasks_stage import Tried, everything
+from ftcore.testing.tasks.listening import Heard, listen
+from ftcore.testing.tasks.stage import Tried, everything
 
 # The gradients of float32 logits give weights to about 1e-6, sums of a thousand of them to about 1e-5.
 EXACT = 1e-4
@@ -93,6 +94,11 @@ def check_loss_takes_the_model_as_it_is(task: object, bench: Bench | None = None
                 f"of a model that is wrapped for several processes, the loss raises {type(fault).__name__}: {fault}; "
                 "call the model and take nothing else of it"
             ) from None
+        stranger = copy.deepcopy(model)
+        for parameter in stranger.parameters():
+            parameter.mul_(0.5)
+        if float(tried.data.loss(stranger, batch)) == usual:
+            raise Failed("the loss is the same of another model: it keeps a model of its own; call the one it is given")
     if abs(found - usual) > CLOSE * abs(usual):
         raise Failed(f"the loss is {usual:.6g}, and {found:.6g} of the same model when it is wrapped; only call it")
     _left_alone(tried, batch)

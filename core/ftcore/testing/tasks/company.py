@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from ftcore.hooks import Row
 from ftcore.testing.kit import Bench, Failed, bench_of
-from ftcore.testing.tasks_labels import shown
-from ftcore.testing.tasks_listening import Heard
-from ftcore.testing.tasks_stage import (
+from ftcore.testing.tasks.labels import shown
+from ftcore.testing.tasks.listening import Heard
+from ftcore.testing.tasks.stage import (
     Tried,
     alone,
     crowd,

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from ftcore.discovery import declared_datum
-from ftcore.testing import tasks_company as company
-from ftcore.testing import tasks_constancy as constancy
-from ftcore.testing import tasks_files as files
-from ftcore.testing import tasks_labels as labels
-from ftcore.testing import tasks_loss as losses
-from ftcore.testing import tasks_measures as measures
 from ftcore.testing.kit import Check
-from ftcore.testing.tasks_stage import TEXT_HEADS, TOKEN_HEADS
+from ftcore.testing.tasks import company, constancy, files, labels, measures
+from ftcore.testing.tasks import loss as losses
+from ftcore.testing.tasks.stage import TEXT_HEADS, TOKEN_HEADS
 
 
 def _causal(task: object) -> bool:
@@ -72,7 +68,7 @@ EVERY_TASK: tuple[Check, ...] = (
     Check(company.check_counts_are_true, needs=(SAME, SUMS)),
     Check(files.check_no_row_is_too_long, needs=(SAME,)),
     Check(files.check_truncation_is_told, needs=("check_no_row_is_too_long", COUNTS, ACCOUNTED)),
-    Check(files.check_hostile_rows_are_refused_by_line, needs=("check_truncation_is_told",)),
+    Check(files.check_hostile_rows_are_refused_by_line, needs=("check_truncation_is_told", APART)),
     Check(files.check_hostile_files_are_refused_by_name, needs=(HOSTILE,)),
     Check(files.check_held_out_rows_are_read_as_strictly, needs=(HOSTILE, EVALUATION)),
     Check(files.check_bad_rows_can_be_left_out, needs=(HOSTILE,)),

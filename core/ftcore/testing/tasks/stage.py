@@ -20,7 +20,7 @@ from ftcore.seeds import seeded
 from ftcore.settings import Settings
 from ftcore.testing.kit import Bench, Failed
 from ftcore.testing.stage import STAGES, tiny_checkpoint
-from ftcore.testing.tasks_listening import Heard, listen
+from ftcore.testing.tasks.listening import Heard, listen
 from ftcore.training import Core
 
 if TYPE_CHECKING:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from functools import partial
 
 from ftcore.testing.kit import Check
-from ftcore.testing.methods_company import (
+from ftcore.testing.methods.company import (
     check_merges_beside_another,
     check_refuses_company_if_it_says_so,
     check_trains_beside_another,
     check_works_on_a_wrapped_model,
     stands_alone,
 )
-from ftcore.testing.methods_learning import (
+from ftcore.testing.methods.learning import (
     check_base_is_unchanged,
     check_every_tensor_learns,
     check_leaves_the_rows_alone,
@@ -25,7 +25,7 @@ from ftcore.testing.methods_learning import (
     check_training_changes_the_answers,
     check_training_lowers_the_loss,
 )
-from ftcore.testing.methods_merging import (
+from ftcore.testing.methods.merging import (
     check_merged_by_blocks_it_is_the_same,
     check_merged_it_answers_the_same,
     check_merged_it_is_the_base_again,
@@ -33,7 +33,7 @@ from ftcore.testing.methods_merging import (
     check_the_merged_checkpoint_is_plain,
     check_tied_weights_stay_tied,
 )
-from ftcore.testing.methods_places import (
+from ftcore.testing.methods.places import (
     check_a_plan_tells_what_trains,
     check_adapts_what_it_is_told,
     check_bf16_answers_as_float32,
@@ -48,7 +48,7 @@ from ftcore.testing.methods_places import (
     check_training_and_evaluation_agree,
     check_unknown_parts_are_refused,
 )
-from ftcore.testing.methods_repeating import (
+from ftcore.testing.methods.repeating import (
     check_a_fresh_process_trains_the_same,
     check_checkpointing_changes_nothing,
     check_evaluation_is_deterministic,
@@ -57,7 +57,7 @@ from ftcore.testing.methods_repeating import (
     check_the_same_seed_gives_the_same,
     check_two_processes_train_as_one,
 )
-from ftcore.testing.methods_storing import (
+from ftcore.testing.methods.storing import (
     check_a_foreign_adapter_is_refused,
     check_another_process_loads_the_same,
     check_loaded_again_it_answers_the_same,
@@ -65,7 +65,7 @@ from ftcore.testing.methods_storing import (
     check_saving_changes_nothing,
     check_the_adapter_holds_only_what_was_learnt,
 )
-from ftcore.testing.methods_work import decodes, has_hook
+from ftcore.testing.methods.work import decodes, has_hook
 
 merges = partial(has_hook, "merge")
 

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 from ftcore.discovery import declared_datum
 from ftcore.errors import Refused
 from ftcore.testing.kit import Bench, Failed, bench_of
-from ftcore.testing.methods_learning import START
-from ftcore.testing.methods_merging import MERGED, unlike
-from ftcore.testing.methods_props import Envelope
-from ftcore.testing.methods_storing import SAME
-from ftcore.testing.methods_work import (
+from ftcore.testing.methods.learning import START
+from ftcore.testing.methods.merging import MERGED, unlike
+from ftcore.testing.methods.properties import Envelope
+from ftcore.testing.methods.storing import SAME
+from ftcore.testing.methods.work import (
     Staged,
     answers,
     base_of,

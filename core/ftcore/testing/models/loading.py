@@ -14,7 +14,8 @@ from ftcore.hooks import Loaded
 from ftcore.seeds import seeded
 from ftcore.settings import Settings, dtype_of
 from ftcore.testing import fresh
-from ftcore.testing.families import (
+from ftcore.testing.kit import Bench, Failed, bench_of
+from ftcore.testing.models.families import (
     Case,
     answer,
     cases,
@@ -30,7 +31,6 @@ from ftcore.testing.families import (
     questions,
     referred,
 )
-from ftcore.testing.kit import Bench, Failed, bench_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -213,7 +213,7 @@ def check_loads_in_a_fresh_process(plugin: object, bench: Bench | None = None) -
     bench = bench_of("model", plugin, bench)
     case = first(bench)
     there = fresh.call(
-        "ftcore.testing.loading:seen_there",
+        "ftcore.testing.models.loading:seen_there",
         described=fresh.reference(bench.plugin),
         folder=str(case.folder),
         head=case.head,

@@ -12,8 +12,8 @@ from typing import Any
 from ftcore.errors import Refused
 from ftcore.hooks import Data, Row
 from ftcore.testing.kit import Bench, Failed, bench_of
-from ftcore.testing.tasks_labels import shown
-from ftcore.testing.tasks_stage import (
+from ftcore.testing.tasks.labels import shown
+from ftcore.testing.tasks.stage import (
     ODD_TEXTS,
     Case,
     Sheet,
@@ -264,15 +264,20 @@ def check_bad_rows_can_be_left_out(task: object, bench: Bench | None = None) -> 
     bad = _refused_lines(bench)
     mixed: list[Case | str | bytes] = [*made]
     for place, text in enumerate(bad):
-        mixed.insert((3 * place + 1) % (len(mixed) + 1), text)
+        mixed.insert((3 * place) % (len(mixed) + 1), text)
+    mixed += bad[:1]
     file = written(bench, [line(one.row) if isinstance(one, Case) else one for one in mixed])
     sheet = Sheet(file, {number: one for number, one in enumerate(mixed, start=1) if isinstance(one, Case)})
+    bad = [*bad, *bad[:1]]
     what = f"{len(bad)} bad rows among {len(made)} sound ones, with on_bad_row 'skip',"
     tried = attempted(bench, file, what, on_bad_row="skip")
     if isinstance(tried, str):
         raise Failed(f"{what} are refused: {shown(tried)}; leave the bad ones out")
     _all_there(tried, sheet, what)
     _told(tried, len(bad), what)
+    tried = prepare(bench, None, eval_data=(str(file),), intent="infer", on_bad_row="skip")
+    _all_there(tried, sheet, f"held out, {what}")
+    _told(tried, len(bad), f"held out, {what}")
 
 
 def _refused_lines(bench: Bench) -> list[str | bytes]:

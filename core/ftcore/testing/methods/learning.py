@@ -6,7 +6,7 @@ from typing import Any
 
 from ftcore.seeds import seeded
 from ftcore.testing.kit import Bench, Failed, bench_of
-from ftcore.testing.methods_work import (
+from ftcore.testing.methods.work import (
     answers,
     base_answers,
     base_of,

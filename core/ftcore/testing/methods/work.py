@@ -24,7 +24,7 @@ from ftcore.pipeline import Attached
 from ftcore.seeds import seeded
 from ftcore.settings import Settings
 from ftcore.testing.kit import Bench, Failed
-from ftcore.testing.methods_props import Exercise, exercise_row, head_fields, logits_of, padded
+from ftcore.testing.methods.properties import Exercise, exercise_row, head_fields, logits_of, padded
 from ftcore.testing.stage import STAGES, Decoder, FusedDecoder, Recital, tiny_checkpoint
 from ftcore.training import adamw, learning_rate
 

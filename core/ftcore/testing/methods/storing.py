@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ftcore import adapters, directory, pipeline
 from ftcore.testing import fresh
 from ftcore.testing.kit import Bench, Failed, bench_of
-from ftcore.testing.methods_work import (
+from ftcore.testing.methods.work import (
     HALF,
     STEPS,
     answers,

@@ -7,8 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from ftcore.hooks import Loaded
-from ftcore.testing.families import GENERATES, Case, answer, cases, change, copied, load, loaded, questions, vocabulary
 from ftcore.testing.kit import Bench, Failed, bench_of
+from ftcore.testing.models.families import (
+    GENERATES,
+    Case,
+    answer,
+    cases,
+    change,
+    copied,
+    load,
+    loaded,
+    questions,
+    vocabulary,
+)
 
 READABLE = 512  # positions that the kit is ready to fill
 TEXTS = (

@@ -11,9 +11,9 @@ from typing import Any, NoReturn
 
 from ftcore.errors import Refused
 from ftcore.families import HEADS
-from ftcore.testing.families import Case, change, copied, first, load, one_of_each_type, plain_cases
-from ftcore.testing.files import INTENTS
 from ftcore.testing.kit import Bench, Failed, bench_of
+from ftcore.testing.models.families import Case, change, copied, first, load, one_of_each_type, plain_cases
+from ftcore.testing.models.files import INTENTS
 
 
 def check_no_code_of_a_checkpoint_runs(plugin: object, bench: Bench | None = None) -> None:

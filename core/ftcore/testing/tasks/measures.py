@@ -11,10 +11,10 @@ from ftcore import api
 from ftcore.hooks import Intent, Loaded, Row, Run
 from ftcore.settings import Settings
 from ftcore.testing.kit import Bench, Failed, bench_of
-from ftcore.testing.tasks_constancy import counts_of, digests, plain
-from ftcore.testing.tasks_labels import lesson, shown, special_ids
-from ftcore.testing.tasks_listening import even_speech, knowing_speech, listen
-from ftcore.testing.tasks_stage import (
+from ftcore.testing.tasks.constancy import counts_of, digests, plain
+from ftcore.testing.tasks.labels import lesson, shown, special_ids
+from ftcore.testing.tasks.listening import even_speech, knowing_speech, listen
+from ftcore.testing.tasks.stage import (
     TOKEN_HEADS,
     Tried,
     alone,

@@ -323,7 +323,7 @@ def _references(bench: Bench) -> dict[Case, Reference]:
         Path(folder).mkdir()
         save_file({name: value.clone() for name, value in pairs}, Path(folder, "asked.safetensors"))
     listed = [(str(case.folder), case.head, folder) for folder, case in folders.items()]
-    names = fresh.call("ftcore.testing.families:consult", checkpoints=listed)
+    names = fresh.call("ftcore.testing.models.families:consult", checkpoints=listed)
     return {
         case: Reference(
             name,

@@ -17,7 +17,8 @@ from ftcore.declaring import options
 from ftcore.errors import Refused
 from ftcore.hooks import Batch, Data, Loaded, Run, hookimpl
 from ftcore.seeds import seeded
-from ftcore.testing.families import (
+from ftcore.testing.kit import Bench, Failed, bench_of
+from ftcore.testing.models.families import (
     GENERATES,
     Case,
     answer,
@@ -30,8 +31,7 @@ from ftcore.testing.families import (
     questions,
     vocabulary,
 )
-from ftcore.testing.files import tensors
-from ftcore.testing.kit import Bench, Failed, bench_of
+from ftcore.testing.models.files import tensors
 from ftcore.testing.stage import Recital, recital_row
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from ftcore import adapters
 from ftcore.seeds import seeded
 from ftcore.testing import fresh
 from ftcore.testing.kit import Bench, Failed, bench_of
-from ftcore.testing.methods_work import (
+from ftcore.testing.methods.work import (
     FUSED,
     KEYS,
     Scene,
