@@ -75,11 +75,15 @@ def _everything(model: nn.Module) -> Sequence[Tensor]:
 
 
 def _names(model: nn.Module, base: set[int]) -> tuple[str, ...]:
-    """Entries that are new or trainable; of tied ones the first name."""
+    """Parameters and buffers that are new or trainable, of tied ones the first name.
+
+    What a layer only writes into its state beside them, as a quantised one does, is not the adapter's.
+    """
     seen: set[int] = set()
     names = []
+    kept = {id(tensor) for tensor in _everything(model)}
     for name, tensor in model.state_dict(keep_vars=True).items():
-        if (tensor.requires_grad or id(tensor) not in base) and id(tensor) not in seen:
+        if id(tensor) in kept and id(tensor) not in seen and (tensor.requires_grad or id(tensor) not in base):
             names.append(name)
             seen.add(id(tensor))
     return tuple(names)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from torch import nn
+    from torch.optim import Optimizer
 
     from ftcore.hooks import Adapter, Data, Loaded, Run
 
@@ -42,6 +43,7 @@ DECLARABLE: Mapping[str, Any] = {
     "suggested_lr": 2e-4,  # method: the peak learning rate when none is given
     "alone": "",  # method: why it cannot stand beside another; empty means that it can
     "one_of": "",  # method: what it goes through, of which a run takes one; empty means nothing shared
+    "unpackable": "",  # method: why rows cannot be laid end to end under it; empty means that they can
     "only_heads": (),  # method: the heads it can adapt; empty means every
     "examples": (),  # task: rows in the shape it reads, each with the texts that the model learns to say
     "excused": {},  # any: checks of the conformance kit that it cannot pass, each with the reason
@@ -359,6 +361,21 @@ class Hooks:
         if not self._answers(chosen, "merge"):
             raise Refused(f"{chosen.label} cannot be merged: it adds what plain weights cannot hold; use 'ftcore chat'")
         return self._fold("merge", chosen, run=run, model=model)
+
+    def create_optimizer(self, run: Run, model: nn.Module) -> Optimizer:
+        """The one plugin's optimizer that has one, else the core's own; Refused when two plugins have one."""
+        given = {"run": run, "model": model}
+        own = self.manager.subset_hook_caller("create_optimizer", [one.plugin for one in self.chosen])
+        found: list[tuple[str, Optimizer]] = []
+        for chosen in self.chosen:
+            if self._answers(chosen, "create_optimizer"):
+                others = [one for one in self.manager.get_plugins() if one is not chosen.plugin]
+                caller = self.manager.subset_hook_caller("create_optimizer", others)
+                found += [(chosen.label, one) for one in self._called("create_optimizer", caller, **given)]
+        if len(found) > 1:
+            raise Refused(f"{found[0][0]} and {found[1][0]} each bring an optimizer; drop the option of one of them")
+        made: Optimizer = found[0][1] if found else own(**given)[0]
+        return made
 
     def train_step(self, **given: Any) -> float:
         """The mean loss of one optimizer step."""

@@ -108,7 +108,8 @@ def locate(run: Run, starter: Path | None, family: str) -> str:
     if asked is None:
         if starter is None:
             raise Refused(f"the family {family} ships no starter; name base weights with --checkpoint PATH|HUB_ID")
-        run.say("no --checkpoint given: the family's built-in starter is used; pass --checkpoint PATH|HUB_ID")
+        if run.intent in ("train", "plan"):
+            run.say("no --checkpoint given: the family's built-in starter is used; pass --checkpoint PATH|HUB_ID")
         return str(starter)
     path = Path(asked).expanduser()
     if path.is_dir():

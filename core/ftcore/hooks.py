@@ -161,6 +161,16 @@ def inject_adapter(run: Run, model: nn.Module, loaded: Loaded, data: Data | None
     """
 
 
+@hookspec
+def create_optimizer(run: Run, model: nn.Module) -> Optimizer | None:
+    """Called once, before the first step: the optimizer over what trains in `model`, or None to leave it to the core.
+
+    Its learning rates are set before every step, to the schedule's times a group's `lr_ratio` where it has one;
+    `ftcore.training.parameter_groups` makes the groups. The core's own is AdamW. Two plugins that both answer are
+    refused by name.
+    """
+
+
 @hookspec(firstresult=True)
 def train_step(
     run: Run,

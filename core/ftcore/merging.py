@@ -34,7 +34,7 @@ def merge(
         raise Refused(f"the output '{output}' exists already; name a new directory")
     if stream:
         with staged(output) as folder:
-            difference = streaming.write(directory, folder, overrides)
+            difference = streaming.write(directory, folder, overrides, say)
         say(f"the merged layers' answers are within {difference:.1e} of the adapted ones'")
         return output
     attached = attach(directory, "merge", say, overrides)

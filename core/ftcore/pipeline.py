@@ -106,6 +106,8 @@ def load_model(hooks: Hooks, run: Run) -> Loaded:
     """The base model, in evaluation mode, its activations recomputed in the backward pass when asked for."""
     with seeded(run.settings.seed, "load"):
         loaded = hooks.load_model(run)
+    reasons = (loaded.unpackable, *(declared_datum(chosen.plugin, "unpackable") for chosen in hooks.methods))
+    loaded = replace(loaded, unpackable=next(filter(None, reasons), ""))
     loaded.model.eval()
     if run.settings.gradient_checkpointing and run.intent == "train":
         loaded.model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
@@ -270,11 +272,13 @@ class Attached:
     base_names: frozenset[str]
 
 
-def reopen(output: Path, intent: Intent, overrides: Mapping[str, object]) -> tuple[Recipe, Hooks, Run, int]:
+def reopen(
+    output: Path, intent: Intent, overrides: Mapping[str, object], say: Callable[[str], None]
+) -> tuple[Recipe, Hooks, Run, int]:
     """A finished run begun anew for another purpose, and the steps that it took."""
     saved = directory.read_run(output)
     recipe = config.resolve(config.overridden(saved.run, overrides))
-    return recipe, *begin(recipe, intent, lambda line: None), saved.steps
+    return recipe, *begin(recipe, intent, say), saved.steps
 
 
 def load_base(hooks: Hooks, run: Run, output: Path) -> Loaded:
@@ -289,7 +293,7 @@ def attach(
     output: Path, intent: Intent, say: Callable[[str], None], overrides: Mapping[str, object] | None = None
 ) -> Attached:
     """The adapted model of a finished run, in evaluation mode; refused when base or adapter are not what they were."""
-    recipe, hooks, run, steps = reopen(output, intent, overrides or {})
+    recipe, hooks, run, steps = reopen(output, intent, overrides or {}, say)
     loaded = load_base(hooks, run, output)
     base_class, base_names = type(loaded.model), frozenset(loaded.model.state_dict())
     injected = inject_adapter(hooks, run, loaded, None, steps)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,13 +40,13 @@ class Source:
     steps: int
 
 
-def write(output: Path, folder: Path, overrides: Mapping[str, object]) -> float:
+def write(output: Path, folder: Path, overrides: Mapping[str, object], say: Callable[[str], None]) -> float:
     """`folder` holds the merged checkpoint of the run in `output`; returns the largest difference seen in a layer.
 
     Each block is made real on its own, adapted, folded, compared and written: peak memory is the largest block's, or
     that of all that is in none.
     """
-    source = opened(output, overrides)
+    source = opened(output, overrides, say)
     taken: set[str] = set()
     worst = 0.0
     kind = DTYPES[str(dtype_of(source.run.settings)).removeprefix("torch.")]
@@ -64,9 +64,9 @@ def write(output: Path, folder: Path, overrides: Mapping[str, object]) -> float:
     return worst
 
 
-def opened(output: Path, overrides: Mapping[str, object]) -> Source:
+def opened(output: Path, overrides: Mapping[str, object], say: Callable[[str], None]) -> Source:
     """The run in `output`, its base on the meta device; refused when base or adapter are not what they were."""
-    _, hooks, run, steps = reopen(output, "merge", overrides)
+    _, hooks, run, steps = reopen(output, "merge", overrides, say)
     skeleton = load_base(hooks, replace(run, intent="plan"), output)
     return Source(hooks, run, skeleton, index(skeleton.checkpoint), directory.read_adapter(output), steps)
 

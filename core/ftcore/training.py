@@ -33,6 +33,11 @@ class Core:
     """The core's own answers to the hooks, asked after every plugin."""
 
     @hookimpl
+    def create_optimizer(self, run: Run, model: nn.Module) -> Optimizer:
+        """AdamW over what trains."""
+        return adamw(model, run.settings)
+
+    @hookimpl
     def train_step(
         self,
         run: Run,
@@ -111,41 +116,56 @@ def learning_rate(settings: Settings, peak: float, step: int, steps: int) -> flo
     return peak * (settings.min_lr_ratio + (1 - settings.min_lr_ratio) * falling)
 
 
+def parameter_groups(
+    model: nn.Module, settings: Settings, lr_ratio: Callable[[str], float] = lambda name: 1.0
+) -> list[dict[str, Any]]:
+    """What trains, in groups of one decay and one learning rate; tensors of fewer than two dimensions do not decay.
+
+    `lr_ratio` tells by a parameter's name what its learning rate is multiplied by.
+    """
+    groups: dict[tuple[float, float], list[Tensor]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            decay = settings.weight_decay if parameter.ndim >= 2 else 0.0
+            groups.setdefault((decay, lr_ratio(name)), []).append(parameter)
+    return [{"params": one, "weight_decay": decay, "lr_ratio": ratio} for (decay, ratio), one in groups.items()]
+
+
+def adam_settings(settings: Settings) -> dict[str, Any]:
+    """What optimizers of the Adam family are made with; the learning rate is set before every step."""
+    return {"lr": 0.0, "betas": (settings.adam_beta1, settings.adam_beta2), "eps": settings.adam_epsilon}
+
+
 def adamw(model: nn.Module, settings: Settings) -> Optimizer:
-    """AdamW over what trains; tensors of fewer than two dimensions are not decayed."""
+    """AdamW over what trains."""
     import torch
 
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": settings.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=0.0,
-        betas=(settings.adam_beta1, settings.adam_beta2),
-        eps=settings.adam_epsilon,
-    )
+    return torch.optim.AdamW(parameter_groups(model, settings), **adam_settings(settings))
 
 
 def optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state as `PARAMETER::SLOT` tensors."""
+    """The optimizer's state as `PARAMETER::SLOT` tensors; a plain integer is one of int64 without dimensions."""
+    import torch
+
     names = {id(p): name for name, p in model.named_parameters()}
     return {
-        f"{names[id(parameter)]}::{slot}": tensor
+        f"{names[id(parameter)]}::{slot}": torch.tensor(value) if isinstance(value, int) else value
         for parameter, slots in optimizer.state.items()
-        for slot, tensor in slots.items()
+        for slot, value in slots.items()
     }
 
 
 def give_optimizer(model: nn.Module, optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
     """The optimizer's state holds `tensors`, beside the parameters they belong to."""
+    import torch
+
     parameters = dict(model.named_parameters())
     for key, tensor in tensors.items():
         name, _, slot = key.rpartition("::")
         parameter = parameters[name]
-        device = "cpu" if slot == "step" else parameter.device
-        optimizer.state[parameter][slot] = tensor.to(device)
+        counted = tensor.ndim == 0
+        value = int(tensor) if counted and tensor.dtype == torch.int64 else tensor
+        optimizer.state[parameter][slot] = value if counted else tensor.to(parameter.device)
 
 
 @dataclass(frozen=True)
@@ -168,7 +188,7 @@ class Job:
 def train(job: Job, checkpoint: Checkpoint | None) -> float:
     """The adapter is trained to the last step and saved; returns the last loss. Interrupted when asked to stop."""
     raw, settings = job.injected.model, job.run.settings
-    optimizer = adamw(raw, settings)
+    optimizer = job.hooks.create_optimizer(job.run, raw)
     done = _resume(job, checkpoint, optimizer)
     model, prepared = job.accelerator.prepare(raw, optimizer)
     loss, report = math.nan, _Clock(job)

@@ -32,6 +32,7 @@ ASKED: Mapping[str, tuple[Kind, ...]] = {
     "merge": ("method",),
     "load_kwargs": ("method", "task", "model", "extension"),
     "train_step": ("method", "task", "model", "extension"),
+    "create_optimizer": ("method", "task", "model", "extension"),
 }
 NEEDED: Mapping[Kind, str] = {"method": "inject_adapter", "task": "prepare_data", "model": "load_model"}
 

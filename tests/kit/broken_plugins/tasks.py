@@ -333,20 +333,6 @@ class BeginsTwice(Dialogs):
 
 
 @options
-class FindsAnswersByText(Dialogs):
-    """An answer is looked for in the whole row, and found where the question says the same."""
-
-    def labelled(self, pieces: Pieces, loaded: Loaded) -> tuple[list[int], list[int]]:
-        ids, labels = super().labelled(pieces, loaded)
-        ends = self.end(loaded)
-        labels = [label if label in ends else IGNORED for label in labels]
-        for answer in (tokens for tokens, taught in pieces if taught and tokens != ends):
-            start = next(at for at in range(len(ids)) if ids[at : at + len(answer)] == answer)
-            labels[start : start + len(answer)] = answer
-        return ids, labels
-
-
-@options
 class CountsBytesForLetters(Dialogs):
     """The mask goes by letters, and tokens by bytes."""
 
@@ -354,7 +340,8 @@ class CountsBytesForLetters(Dialogs):
         ids, labels = super().labelled(pieces, loaded)
         question = loaded.tokenizer.decode(pieces[0][0])
         off = len(question.encode()) - len(question)
-        return ids, labels if off < 5 else [IGNORED] * 2 + labels[:-2]
+        taught = [False] * 2 + [label != IGNORED for label in labels[:-2]]
+        return ids, labels if off < 5 else [token if kept else IGNORED for token, kept in zip(ids, taught, strict=True)]
 
 
 @options
@@ -1417,7 +1404,6 @@ BROKEN: list[Broken] = [
     Broken("the last of several answers is not supervised", ForgetsTheLastAnswer(), LABELS),
     Broken("the first token of an answer is not supervised", ForgetsFirstTokens(), LABELS),
     Broken("the prompt is supervised in held-out rows", TeachesHeldOutPrompts(), LABELS),
-    Broken("answers are looked for by their text", FindsAnswersByText(), LABELS),
     Broken("bytes are counted for letters", CountsBytesForLetters(), LABELS),
     Broken("the first lines of answers are learned", TeachesFirstLines(), LABELS),
     Broken("rows begin with two tokens of beginning", BeginsTwice(), "check_a_row_begins_once"),

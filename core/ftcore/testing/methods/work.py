@@ -26,7 +26,7 @@ from ftcore.settings import Settings
 from ftcore.testing.kit import Bench, Failed
 from ftcore.testing.methods.properties import Exercise, exercise_row, head_fields, logits_of, padded
 from ftcore.testing.stage import STAGES, Decoder, FusedDecoder, Recital, tiny_checkpoint
-from ftcore.training import adamw, learning_rate
+from ftcore.training import learning_rate
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -255,7 +255,7 @@ class Loop:
 
 def loop_of(stage: Staged) -> Loop:
     """A loop that has made no step yet."""
-    optimizer = adamw(stage.model, stage.recipe.settings)
+    optimizer = stage.hooks.create_optimizer(stage.run, stage.model)
     with on_cpu():
         accelerator = pipeline.accelerator_for(stage.recipe)
         model, prepared = accelerator.prepare(stage.model, optimizer)

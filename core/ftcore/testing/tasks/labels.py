@@ -137,6 +137,7 @@ def misleading(cases: Sequence[Case]) -> Iterator[Case]:
                 if leaf not in case.learned:
                     yield Case(with_leaf(case.row, place, f"🙂小狗 {leaf}"), case.learned)
                     yield Case(with_leaf(case.row, place, f"{leaf} {text}"), case.learned)
+                    yield Case(with_leaf(case.row, place, text), case.learned)
                 if leaf not in case.learned and places:
                     said = f"{leaf} {text}"
                     yield Case(with_leaf(case.row, places[0], said), (said, *case.learned[1:]))
