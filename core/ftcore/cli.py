@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import sys
@@ -28,6 +29,8 @@ QUIET = {
     "TORCH_DEVICE_BACKEND_AUTOLOAD": "0",
     "PYDANTIC_DISABLE_PLUGINS": "__all__",
 }
+# They warn, whenever they are imported, of what only makes them faster elsewhere.
+TALKATIVE = ("bitsandbytes",)
 
 
 def main() -> None:
@@ -35,6 +38,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _leave)
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+    for name in TALKATIVE:
+        logging.getLogger(name).setLevel(logging.ERROR)
     if not sys.warnoptions:
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("default", Deprecated)
@@ -343,17 +348,44 @@ def plan(ctx: click.Context, /, file: str | None, as_json: bool, **given: Any) -
         raise click.exceptions.Exit(Refused.exit_code)
 
 
-@cli.command()
+class MergeCommand(RunCommand):
+    """A command on a finished run, whose flags are those options of its methods that training does not depend on."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """The arguments parsed with the flags of the run they name."""
+        ctx.meta["ftcore.dynamic"] = list(_flags_after_training(args))
+        return click.Command.parse_args(self, ctx, args)
+
+
+def _flags_after_training(args: Sequence[str]) -> Iterator[click.Parameter]:
+    from ftcore.config import read
+    from ftcore.declaring import declared
+    from ftcore.directory import RUN_FILE
+    from ftcore.discovery import find
+
+    files = [Path(name) / RUN_FILE for name in _names_among(args)]
+    for file in filter(Path.is_file, files):
+        for name in _listed("method", read(file).get("method", ())):
+            offer = find("method", name)
+            options = [option for option in declared(offer.load()) if option.harmless]
+            yield from (Flag(option, offer.name, f"method {offer.name}") for option in options)
+
+
+@cli.command(cls=MergeCommand)
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.option("--output", required=True, type=click.Path(path_type=Path), help="New directory for the plain model.")
 @click.option("--stream", is_flag=True, help="Hold one block in memory at a time instead of the whole model.")
-def merge(directory: Path, output: Path, stream: bool) -> None:
-    """Fold a run's adapter into its base: a plain checkpoint that needs no ftcore."""
+@click.pass_context
+def merge(ctx: click.Context, /, directory: Path, output: Path, stream: bool, **given: Any) -> None:
+    """Fold a run's adapter into its base: a plain checkpoint that needs no ftcore.
+
+    A method may have options for this; they appear in 'ftcore merge DIR --help'.
+    """
     from ftcore import merging
 
     screen = _screen()
     _note_changed_plugins(directory, screen)
-    merging.merge(directory, output, screen.say, {}, stream=stream)
+    merging.merge(directory, output, screen.say, _options_given(ctx), stream=stream)
     click.echo(f"the merged model is in {output}; load it with transformers' from_pretrained")
 
 

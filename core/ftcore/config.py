@@ -78,10 +78,17 @@ def resolve(values: Mapping[str, object]) -> Recipe:
 
 
 def overridden(saved: Mapping[str, Any], overrides: Mapping[str, object]) -> dict[str, Any]:
-    """The keys of a saved run with others laid over them; a plugin that is replaced takes its options with it."""
+    """The keys of a saved run with others laid over them, options of a plugin one by one.
+
+    A plugin that is replaced takes its options with it.
+    """
     replaced = {name.rpartition(":")[2] for key in PLUGIN_KEYS if key in overrides for name in _names(saved.get(key))}
     kept = {key: value for key, value in saved.items() if key not in replaced}
-    return {**kept, **overrides}
+    return {**kept, **{key: _laid_over(kept.get(key), value) for key, value in overrides.items()}}
+
+
+def _laid_over(saved: object, value: object) -> object:
+    return {**saved, **value} if isinstance(saved, Mapping) and isinstance(value, Mapping) else value
 
 
 def _names(given: object) -> list[str]:

@@ -28,7 +28,10 @@ def options(cls: type[T]) -> type[T]:
 
 @dataclass(frozen=True)
 class Option:
-    """One declared option as help pages, flags and the generated reference need it."""
+    """One declared option as help pages, flags and the generated reference need it.
+
+    `name` is what users write, `attribute` where an instance holds it.
+    """
 
     name: str
     kind: str
@@ -39,19 +42,23 @@ class Option:
     required: bool = False
     harmless: bool = False
     section: str = ""
+    attribute: str = ""
 
 
 def declared(cls: type[object]) -> tuple[Option, ...]:
     """The options of `cls` in the order they are written; a class that declares none has an empty tuple."""
-    fields = typing.cast("Mapping[str, Any]", getattr(cls, "__pydantic_fields__", {}))
-    return tuple(_option(name, field) for name, field in fields.items())
+    return tuple(_option(attribute, field) for attribute, field in _fields(cls).items())
 
 
-def _option(name: str, field: Any) -> Option:
+def _fields(cls: type[object]) -> Mapping[str, Any]:
+    return typing.cast("Mapping[str, Any]", getattr(cls, "__pydantic_fields__", {}))
+
+
+def _option(attribute: str, field: Any) -> Option:
     extra = field.json_schema_extra or {}
     default = field.default_factory() if field.default_factory else field.default
     return Option(
-        name=name,
+        name=field.alias or attribute,
         kind=_spelling(field.annotation),
         default=None if default is PydanticUndefined else default,
         help=field.description or "",
@@ -60,6 +67,7 @@ def _option(name: str, field: Any) -> Option:
         required=field.is_required(),
         harmless=bool(extra.get("harmless")),
         section=str(extra.get("section", "")),
+        attribute=attribute,
     )
 
 
@@ -69,7 +77,7 @@ def build(cls: type[T], values: Mapping[str, object], who: str) -> T:
     for name in values:
         if name not in known:
             raise Refused(f"{who} has no option '{name}'; {_suggestion(name, known)}")
-    hints = {name: field.annotation for name, field in getattr(cls, "__pydantic_fields__", {}).items()}
+    hints = {field.alias or attribute: field.annotation for attribute, field in _fields(cls).items()}
     try:
         return cls(**{name: _parsed(value, hints[name]) for name, value in values.items()})
     except ValidationError as invalid:
@@ -82,7 +90,7 @@ def dump(instance: object) -> dict[str, Any]:
     """The options of `instance` as plain JSON values, from which `build` makes its equal again."""
     if not declared(type(instance)):
         return {}
-    return typing.cast("dict[str, Any]", TypeAdapter(type(instance)).dump_python(instance, mode="json"))
+    return typing.cast("dict[str, Any]", TypeAdapter(type(instance)).dump_python(instance, mode="json", by_alias=True))
 
 
 def schema(cls: type[object]) -> dict[str, Any]:

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+MANY_STEPS = 10**6  # of a run whose data, and so whose length, is not known yet
+
+
 @dataclass(frozen=True)
 class Outcome:
     """A finished run: where it is, its metrics before and after, and the same questions answered before and after."""
@@ -86,6 +89,7 @@ def run(recipe: Recipe, screen: Screen) -> Outcome:
 
 def prepare(recipe: Recipe, screen: Screen, *, answer: bool) -> Prepared:
     """The model loaded, the data prepared, the adapter injected; with `answer`, the probes answered in between."""
+    rehearse(recipe)
     hooks, run = begin(recipe, "train", screen.say)
     loaded = load_model(hooks, run)
     data = prepare_data(hooks, run, loaded)
@@ -94,6 +98,12 @@ def prepare(recipe: Recipe, screen: Screen, *, answer: bool) -> Prepared:
     answers = answers_of(loaded, data) if answer else ("",) * len(data.probes)
     injected = inject_adapter(hooks, run, loaded, data, steps)
     return Prepared(recipe, hooks, run, loaded, data, order, steps, injected, answers)
+
+
+def rehearse(recipe: Recipe) -> None:
+    """Refused before a weight is read when model and methods do not go together, as their shapes alone tell."""
+    hooks, run = begin(recipe, "plan", lambda line: None)
+    inject_adapter(hooks, run, load_model(hooks, run), None, recipe.settings.steps or MANY_STEPS)
 
 
 def begin(recipe: Recipe, intent: Intent, say: Callable[[str], None]) -> tuple[Hooks, Run]:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from ftcore import config
 from ftcore.adapters import Injected
 from ftcore.config import Recipe
+from ftcore.discovery import Hooks
 from ftcore.errors import Refused
-from ftcore.hooks import Data, Loaded
-from ftcore.pipeline import begin, inject_adapter, load_model, order_of, prepare_data
+from ftcore.hooks import Data, Loaded, Run
+from ftcore.pipeline import MANY_STEPS, begin, inject_adapter, load_model, order_of, prepare_data
 from ftcore.progress import Screen, size
 from ftcore.settings import dtype_of
 
@@ -58,6 +59,8 @@ def plan(keys: Mapping[str, object], screen: Screen) -> Plan:
 def _plan(recipe: Recipe, notices: list[str]) -> Plan:
     hooks, run = begin(recipe, "plan", notices.append)
     loaded = load_model(hooks, run)
+    width = dtype_of(recipe.settings).itemsize
+    stored = stored_bytes(loaded, bits_of(hooks, run), width)
     total = sum(p.numel() for p in loaded.model.parameters())
     data = prepare_data(hooks, run, loaded) if loaded.tokenizer is not None else None
     if data is None:
@@ -67,7 +70,8 @@ def _plan(recipe: Recipe, notices: list[str]) -> Plan:
     order = order_of(recipe, loaded, data) if data else None
     steps = recipe.settings.steps or (order.steps(recipe.settings.epochs) if order else 0)
     largest = order.largest if order else recipe.settings.batch_size * recipe.settings.max_length
-    injected = inject_adapter(hooks, run, loaded, data, steps or 1)
+    injected = inject_adapter(hooks, run, loaded, data, steps or MANY_STEPS)
+    stored -= width * max(0, injected.trainable - (injected.total - total))  # what trains of the base is counted apart
     counts = dict(data.counts) if data else {}
     return Plan(
         title=recipe.title,
@@ -88,13 +92,30 @@ def _plan(recipe: Recipe, notices: list[str]) -> Plan:
         counts=counts,
         batch_tokens=largest,
         packed=not loaded.unpackable and recipe.settings.packing == "auto",
-        peak_memory_bytes=peak_memory(recipe, loaded, injected, total, data, largest),
+        peak_memory_bytes=peak_memory(recipe, loaded, injected, stored, data, largest),
         sample=data.sample if data else (),
     )
 
 
-def peak_memory(recipe: Recipe, loaded: Loaded, injected: Injected, total: int, data: Data | None, tokens: int) -> int:
-    """An estimate in bytes: frozen weights, 16 bytes a trained number, and what a step of `tokens` tokens keeps.
+def bits_of(hooks: Hooks, run: Run) -> int | None:
+    """Bits of a weight in the blocks, where a run would load them quantised as transformers' configurations say."""
+    quantized = hooks.load_kwargs(replace(run, intent="train")).get("quantization_config")
+    if getattr(quantized, "load_in_4bit", False):
+        return 4
+    return 8 if getattr(quantized, "load_in_8bit", False) else None
+
+
+def stored_bytes(loaded: Loaded, bits: int | None, width: int) -> int:
+    """Bytes of the base: `width` for each number, or `bits` / 8 for those of matrices in the blocks."""
+    blocks = tuple(f"{name}." for name in loaded.parts.get("block", ()))
+    sizes = {True: 0, False: 0}
+    for name, parameter in loaded.model.named_parameters():
+        sizes[bits is not None and parameter.ndim == 2 and name.startswith(blocks)] += parameter.numel()
+    return sizes[True] * (bits or 0) // 8 + sizes[False] * width
+
+
+def peak_memory(recipe: Recipe, loaded: Loaded, injected: Injected, stored: int, data: Data | None, tokens: int) -> int:
+    """An estimate in bytes: `stored` ones of weights, 16 a trained number, and what a step of `tokens` tokens keeps.
 
     A block keeps about 16 vectors of the hidden size and 4 of the feed-forward size for each token, or its input
     alone with gradient checkpointing; the head keeps its logits in float32, twice, where a token is supervised.
@@ -106,9 +127,8 @@ def peak_memory(recipe: Recipe, loaded: Loaded, injected: Injected, total: int, 
     kept = hidden * layers + block if recipe.settings.gradient_checkpointing else block * layers
     counts = data.counts if data else {}
     share = counts.get("supervised_tokens", 1) / max(1, counts.get("tokens", 1))
-    frozen = max(0, total - injected.trainable)
     logits = round(2 * 4 * tokens * share * loaded.vocab_size)
-    return frozen * width + 16 * injected.trainable + tokens * kept * width + logits
+    return stored + 16 * injected.trainable + tokens * kept * width + logits
 
 
 def text(planned: Plan) -> str:

@@ -22,7 +22,8 @@ from ftcore.training import Core
 
 HEAVY = ("torch", "transformers", "peft", "accelerate", "datasets", "bitsandbytes", "tensorflow", "jax")
 IMPORT_SECONDS = 30.0
-# Which kinds the core asks; the rest of a plugin's hooks would never be called, or would displace another plugin's.
+# Which kinds the core asks; the rest of a plugin's hooks would never be called, or would displace another plugin's,
+# unless they wrap it.
 ASKED: Mapping[str, tuple[Kind, ...]] = {
     "load_model": ("model",),
     "prepare_data": ("task",),
@@ -100,14 +101,14 @@ def check_is_immutable(plugin: object, bench: Bench | None = None) -> None:
         hash(plugin)
     except TypeError:
         raise Failed("it has no hash; declare it with @ftcore.options") from None
-    for name in [*(option.name for option in declared(type(plugin))), "a_new_attribute"]:
+    for name in [*(option.attribute for option in declared(type(plugin))), "a_new_attribute"]:
         try:
             setattr(twin, name, getattr(twin, name, None))
         except (FrozenInstanceError, AttributeError):
             continue
         raise Failed(f"its attribute '{name}' can be set after it is made; declare it with @ftcore.options")
     for option in declared(type(plugin)):
-        if isinstance(getattr(plugin, option.name), (list, set)):
+        if isinstance(getattr(plugin, option.attribute), (list, set)):
             raise Failed(f"option '{option.name}' holds a list or set, which can change; declare it as a tuple")
 
 
@@ -135,11 +136,11 @@ def check_options_survive(plugin: object, bench: Bench | None = None) -> None:
     cls, given = type(plugin), _saved(plugin)
     _same_everywhere(cls, given)
     for option in declared(cls):
-        for value in values_of(typing.get_type_hints(cls, include_extras=False)[option.name]):
+        for value in values_of(typing.get_type_hints(cls, include_extras=False)[option.attribute]):
             made = _built(cls, {**given, option.name: value})
             if made is None:
                 continue
-            kept = getattr(made, option.name)
+            kept = getattr(made, option.attribute)
             if isinstance(value, (bool, int, float, tuple)) and kept != value:
                 raise Failed(f"option '{option.name}' was given {value!r} and holds {kept!r}; refuse it or keep it")
             _same_everywhere(cls, dump(made))
@@ -255,7 +256,7 @@ def check_hooks_exist(plugin: object, bench: Bench | None = None) -> None:
             continue
         if not hasattr(implementation, "ftcore_impl"):
             raise Failed(f"'{name}' is a hook's name and the method is not marked; put @ftcore.hookimpl before it")
-        if kind not in asked:
+        if kind not in asked and not implementation.ftcore_impl["wrapper"]:
             raise Failed(f"it answers '{name}', which is asked of a {asked[0]} and never of a {kind}; take it out")
         parameters = inspect.signature(implementation).parameters.values()
         defaults = [p.name for p in parameters if p.default is not p.empty]

@@ -20,6 +20,7 @@ from ftcore.testing.methods.work import (
     gap,
     has_hook,
     main_scene,
+    merging_intent,
     packing_of,
     practise,
     questions,
@@ -157,8 +158,8 @@ def _trained(bench: Bench, where: str, stage: Staged) -> Tensor:
 
 def _merged(bench: Bench, where: str, stage: Staged) -> None:
     asked = questions(main_scene(bench))
-    learnt = answers(stage.model, asked)
     again = restored(_methods(stage), main_scene(bench), saved(stage), "merge", packing=packing_of(bench))
+    learnt = answers((stage if merging_intent(bench) == "infer" else again).model, asked)
     merged = folded(again)
     wrong = unlike(merged, again)
     if wrong:

@@ -14,15 +14,18 @@ from ftcore.testing.methods.work import (
     WEIGHTS,
     Staged,
     answers,
+    answers_to_merge,
     attached,
     base_answers,
     base_of,
+    base_to_merge,
     begun,
     differing,
     finished,
     folded,
     gap,
     main_scene,
+    merging_intent,
     packing_of,
     practised,
     questions,
@@ -34,7 +37,6 @@ from ftcore.testing.methods.work import (
     silent,
     spread,
     trained,
-    trained_answers,
 )
 
 if TYPE_CHECKING:
@@ -59,7 +61,7 @@ def merged_once(bench: Bench) -> nn.Module:
 def check_merged_it_is_the_base_again(plugin: object, bench: Bench | None = None) -> None:
     """Merged, it is a model of the base's class with the base's modules, tensor names, shapes and number formats."""
     bench = bench_of("method", plugin, bench)
-    wrong = unlike(merged_once(bench), begun(bench))
+    wrong = unlike(merged_once(bench), base_to_merge(bench))
     if wrong:
         raise Failed(f"{wrong}; return the base's own model from merge, with nothing of the adapter left in it")
 
@@ -98,7 +100,7 @@ def _changed(module: nn.Module) -> bool:
 def check_merged_it_answers_the_same(plugin: object, bench: Bench | None = None) -> None:
     """Merged, it answers as it did after training."""
     bench = bench_of("method", plugin, bench)
-    wanted = trained_answers(bench)
+    wanted = answers_to_merge(bench)
     found = gap(answers(merged_once(bench), questions(main_scene(bench))), wanted)
     if not found <= MERGED * spread(wanted):
         learnt = gap(base_answers(bench, main_scene(bench)), wanted)
@@ -128,7 +130,7 @@ def check_the_merged_checkpoint_is_plain(plugin: object, bench: Bench | None = N
         raise Failed(f"tensor '{lone[0]}' is in {'the merged' if lone[0] in now else 'the base'} checkpoint only")
     for name in ("config.json", "generation_config.json"):
         _same_settings(_settings(scene.checkpoint / name), _settings(folder / name), name)
-    wanted, found = trained_answers(bench), answers(_loaded(folder, begun(bench)), questions(scene))
+    wanted, found = answers_to_merge(bench), answers(_loaded(folder, begun(bench)), questions(scene))
     if not gap(wanted, found) <= MERGED * spread(wanted):
         raise Failed(f"loaded by transformers, the merged checkpoint answers differently by {gap(wanted, found):.1e}")
 
@@ -164,8 +166,9 @@ def check_tied_weights_stay_tied(plugin: object, bench: Bench | None = None) -> 
         stage = practised(plugin, scene, packing=packing_of(bench))
     except Refused:
         return  # it says that it cannot be used there
-    adapted = answers(stage.model, questions(scene))
-    merged = folded(restored(plugin, scene, saved(stage), "merge", packing=packing_of(bench)))
+    ready = restored(plugin, scene, saved(stage), "merge", packing=packing_of(bench))
+    adapted = answers((stage if merging_intent(bench) == "infer" else ready).model, questions(scene))
+    merged = folded(ready)
     tied = shared(base_of(bench, scene).model)
     if shared(merged) != tied:
         torn = " and ".join(min(map(sorted, tied - shared(merged)), default=["tensors"]))

@@ -12,7 +12,7 @@ import ftcore
 from ftcore import adapters
 from ftcore.adapters import matching, select
 from ftcore.batches import pack, pad, token_loss
-from ftcore.declaring import build, declared, dump
+from ftcore.declaring import Option, build, declared, dump
 from ftcore.errors import FtcoreError, Refused
 from ftcore.hooks import Batch, Loaded
 from ftcore.seeds import seeded
@@ -38,6 +38,7 @@ from ftcore.testing.methods.work import (
     has_hook,
     heads_of,
     main_scene,
+    merging_intent,
     packing_of,
     practise,
     questions,
@@ -225,18 +226,19 @@ def _whole_way(bench: Bench, scene: Scene, where: str, **keys: Any) -> Staged:
     if idle:
         raise Failed(f"{where} {shown(idle)} gets no gradient")
     learnt = answers(stage.model, asked)
-    again = restored(plugin, scene, saved(stage), "merge", **keys)
+    again = restored(plugin, scene, saved(stage), **keys)
     found = gap(answers(again.model, asked), learnt)
     if not found <= SAME * spread(learnt):
         raise Failed(f"{where} its answers differ by {found:.1e} when it is loaded again")
     if has_hook("merge", plugin):
-        _merges(again, learnt, asked, where)
+        ready = restored(plugin, scene, saved(stage), "merge", **keys)
+        _merges(ready, learnt if merging_intent(bench) == "infer" else answers(ready.model, asked), asked, where)
     return stage
 
 
-def _merges(again: Staged, learnt: Tensor, asked: Mapping[str, Tensor], where: str) -> None:
-    merged = folded(again)
-    wrong = unlike(merged, again)
+def _merges(ready: Staged, learnt: Tensor, asked: Mapping[str, Tensor], where: str) -> None:
+    merged = folded(ready)
+    wrong = unlike(merged, ready)
     if wrong:
         raise Failed(f"{where} it does not merge into its base: {wrong}")
     found = gap(answers(merged, asked), learnt)
@@ -258,7 +260,8 @@ def check_bf16_trains_in_float32(plugin: object, bench: Bench | None = None) -> 
         raise Failed(
             f"'{coarse[0][0]}' trains in {coarse[0][1].dtype}, where small steps round to nothing; keep it float32"
         )
-    wide = [name for name, t, _ in seen.frozen if isinstance(t, torch.nn.Parameter) and t.dtype != torch.bfloat16]
+    own = [(name, tensor) for name, tensor, _ in seen.frozen if isinstance(tensor, torch.nn.Parameter)]
+    wide = [name for name, tensor in own if tensor.is_floating_point() and tensor.dtype != torch.bfloat16]
     if wide:
         raise Failed(
             f"the base is loaded in bf16, and its frozen {shown(wide)} is not any more; leave its weights as they are"
@@ -282,10 +285,10 @@ def check_bf16_merges(plugin: object, bench: Bench | None = None) -> None:
     bench = bench_of("method", plugin, bench)
     scene, run = main_scene(bench), finished(trained(bench, precision="bf16"))
     asked = questions(scene)
-    exact = answers(attached(bench, run, precision="fp32").loaded.model, asked)
+    exact = answers(attached(bench, run, merging_intent(bench), precision="fp32").loaded.model, asked)
     found = attached(bench, run, "merge")
     merged = adapters.fold(found.hooks, found.run, found.injected.model)
-    state = base_of(bench, scene, precision="bf16").model.state_dict()
+    state = staged(bench.plugin, scene, "merge", precision="bf16", packing=packing_of(bench)).base
     odd = [name for name, tensor in merged.state_dict().items() if name in state and tensor.dtype != state[name].dtype]
     if odd:
         is_, was = (tensors[odd[0]].dtype for tensors in (merged.state_dict(), state))
@@ -325,15 +328,15 @@ def check_a_plan_tells_what_trains(plugin: object, bench: Bench | None = None) -
         raise Failed(f"a plan and the run differ in whether '{odd[0]}' is adapted")
 
 
-def choosing(plugin: object, bench: Bench) -> list[str]:
+def choosing(plugin: object, bench: Bench) -> list[Option]:
     """The options by which the method is told which modules to adapt."""
     loaded = base_of(bench, main_scene(bench))
-    return [option.name for option in declared(type(plugin)) if _chooses(plugin, option.name, loaded)]
+    return [option for option in declared(type(plugin)) if _chooses(plugin, option, loaded)]
 
 
-def _chooses(plugin: object, option: str, loaded: Loaded) -> bool:
-    value = getattr(plugin, option)
-    if option in ("parts", "target_modules"):
+def _chooses(plugin: object, option: Option, loaded: Loaded) -> bool:
+    value = getattr(plugin, option.attribute)
+    if option.name in ("parts", "target_modules"):
         return True
     names = (value,) if isinstance(value, str) else value
     if not isinstance(names, tuple | list) or not names or not all(isinstance(name, str) for name in names):
@@ -348,18 +351,18 @@ def check_unknown_parts_are_refused(plugin: object, bench: Bench | None = None) 
     bench = bench_of("method", plugin, bench)
     stranger = "no_such_part"
     for option in choosing(plugin, bench):
-        value = getattr(plugin, option)
+        value = getattr(plugin, option.attribute)
         known = () if isinstance(value, str) else tuple(value) or (begun(bench).injected.matched[0],)
         for chosen in ((stranger,), (*known, stranger)):
             given: Any = stranger if isinstance(value, str) else chosen
-            said = _refusal(plugin, bench, {option: given})
+            said = _refusal(plugin, bench, {option.name: given})
             if said is None:
                 raise Failed(
-                    f"{option}={given!r} is taken although no part of the model is called '{stranger}'; "
+                    f"{option.name}={given!r} is taken although no part of the model is called '{stranger}'; "
                     "look parts up with ftcore.adapters.select, and modules with ftcore.adapters.matching"
                 )
             if stranger not in said:
-                raise Failed(f"{option}={given!r} is refused without naming '{stranger}': {said}")
+                raise Failed(f"{option.name}={given!r} is refused without naming '{stranger}': {said}")
 
 
 def check_adapts_what_it_is_told(plugin: object, bench: Bench | None = None) -> None:

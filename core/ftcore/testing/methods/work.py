@@ -187,12 +187,14 @@ def staged(plugins: object, scene: Scene, intent: Intent = "train", **keys: Any)
 
 
 def begun(bench: Bench) -> Staged:
-    """The method on the main scene before the first step, with padded rows where it refuses those laid end to end.
+    """The method on the main scene before the first step, with padded rows where it cannot have those laid end to end.
 
     For looking at only: checks share it.
     """
 
     def make() -> Staged:
+        if declared_datum(bench.plugin, "unpackable"):
+            return staged(bench.plugin, main_scene(bench), packing="off")
         try:
             return staged(bench.plugin, main_scene(bench))
         except Refused:
@@ -204,7 +206,7 @@ def begun(bench: Bench) -> Staged:
 
 
 def packing_of(bench: Bench) -> str:
-    """`off` for a method that refuses rows laid end to end."""
+    """`off` for a method that cannot have rows laid end to end."""
     return begun(bench).recipe.settings.packing
 
 
@@ -450,6 +452,32 @@ def base_answers(bench: Bench, scene: Scene, **keys: Any) -> Tensor:
 def trained_answers(bench: Bench) -> Tensor:
     """What the model of the main run answers after training."""
     return bench.once("answers", lambda: answers(trained(bench).model, questions(main_scene(bench))))
+
+
+def merging_intent(bench: Bench) -> Intent:
+    """With which intent a run is opened to see how it answers before it is merged.
+
+    A method that has the base loaded in a way of its own, as one that quantises it, may be merged into another base.
+    """
+    return "merge" if has_hook("load_kwargs", bench.plugin) else "infer"
+
+
+def answers_to_merge(bench: Bench) -> Tensor:
+    """What the model of the main run answers on the base that it is merged into."""
+    if merging_intent(bench) == "infer":
+        return trained_answers(bench)
+    asked = questions(main_scene(bench))
+    return bench.once(
+        "to merge", lambda: answers(attached(bench, finished(trained(bench)), "merge").loaded.model, asked)
+    )
+
+
+def base_to_merge(bench: Bench) -> Staged:
+    """The method before the first step, on the base that it is merged into."""
+    if merging_intent(bench) == "infer":
+        return begun(bench)
+    scene, packing = main_scene(bench), packing_of(bench)
+    return bench.once("merges into", lambda: staged(bench.plugin, scene, "merge", packing=packing))
 
 
 def gap(one: Tensor, other: Tensor) -> float:

@@ -1,0 +1,30 @@
+"""OPT, the open GPT-3 (Zhang et al. 2022, arXiv:2205.01068), in transformers' own class."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from ftcore import options
+from ftcore.families import HFModel
+
+LAYER = "model.decoder.layers.*"
+
+
+@options
+class OPT(HFModel):
+    """Decoders of the type opt, from 125M to 66B."""
+
+    model_types: ClassVar[tuple[str, ...]] = ("opt",)
+    roles: ClassVar[Mapping[str, str]] = {
+        "block": LAYER,
+        "attention.q": f"{LAYER}.self_attn.q_proj",
+        "attention.k": f"{LAYER}.self_attn.k_proj",
+        "attention.v": f"{LAYER}.self_attn.v_proj",
+        "attention.o": f"{LAYER}.self_attn.out_proj",
+        "mlp.up": f"{LAYER}.fc1",
+        "mlp.down": f"{LAYER}.fc2",
+        "norm": "model.decoder*layer_norm",
+        "embedding": "model.decoder.embed_tokens",
+        "head": "lm_head",
+    }
