@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from ftcore.progress import Screen, Silent
 if TYPE_CHECKING:
     from torch import nn
 
+    from ftcore.comparing import Entry
     from ftcore.hooks import Loaded
     from ftcore.pipeline import Outcome
     from ftcore.planning import Plan
@@ -33,6 +34,16 @@ def plan(**keys: Any) -> Plan:
     from ftcore import planning
 
     return planning.plan(keys, Silent())
+
+
+def compare(methods: Sequence[str], *, output: str | Path, **keys: Any) -> tuple[Entry, ...]:
+    """What the same job comes to by each of `methods` (names, `a+b` for two together), the best first.
+
+    `keys` are those of `run`, with plugins by name: each method runs in a process of its own, in OUTPUT/METHOD.
+    """
+    from ftcore import comparing
+
+    return comparing.compare(methods, keys, Path(output), lambda line: None)
 
 
 def load(model: Any, task: Any = None, checkpoint: str | Path | None = None, **family: Any) -> Loaded:

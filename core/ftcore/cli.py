@@ -36,13 +36,7 @@ TALKATIVE = ("bitsandbytes",)
 def main() -> None:
     """Run the command line and leave with the exit code that says how it ended."""
     signal.signal(signal.SIGTERM, _leave)
-    for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
-    for name in TALKATIVE:
-        logging.getLogger(name).setLevel(logging.ERROR)
-    if not sys.warnoptions:
-        warnings.simplefilter("ignore", FutureWarning)
-        warnings.simplefilter("default", Deprecated)
+    quieten()
     try:
         code = cli.main(standalone_mode=False)
     except FtcoreError as stopped:
@@ -56,6 +50,17 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         code = 130
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def quieten() -> None:
+    """Libraries say nothing that is not about the run."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    for name in TALKATIVE:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("default", Deprecated)
 
 
 def _leave(number: int, frame: object) -> None:
@@ -206,6 +211,8 @@ def _flags(named: Mapping[str, Sequence[str]]) -> Iterator[click.Parameter]:
 def _named(args: Sequence[str]) -> dict[str, list[str]]:
     """The plugins that the arguments, or the run file among them, name; the arguments win."""
     flags = _peeked(args)
+    if "methods" in flags:
+        flags["method"] = "+".join(flags["methods"].split(","))
     file = flags.get("config") or _file_among(args)
     keys: Mapping[str, object] = {}
     if file:
@@ -245,7 +252,7 @@ def _peeked(args: Sequence[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for index, arg in enumerate(args):
         name, _, value = arg.removeprefix("--").partition("=")
-        if arg.startswith("--") and name in (*NAMES, "config"):
+        if arg.startswith("--") and name in (*NAMES, "config", "methods"):
             given = value or (args[index + 1] if index + 1 < len(args) else "")
             found[name] = f"{found[name]}+{given}" if name in found and name == "with" else given
     return found
@@ -346,6 +353,31 @@ def plan(ctx: click.Context, /, file: str | None, as_json: bool, **given: Any) -
     click.echo(json.dumps(planned.plain(), indent=2, ensure_ascii=False) if as_json else planning.text(planned))
     if planned.refused:
         raise click.exceptions.Exit(Refused.exit_code)
+
+
+@cli.command(cls=RunCommand)
+@click.option("--methods", "methods_", required=True, metavar="METHOD[,METHOD…]", help="Methods to compare.")
+@_plugin_flags
+@click.option("--json", "as_json", is_flag=True, help="Print a list of objects.")
+@click.pass_context
+def compare(ctx: click.Context, /, file: str | None, methods_: str, as_json: bool, **given: Any) -> None:
+    """Do the same job by several methods, and put what came of each beside the others: a table and a plot.
+
+    Every run is in its own directory under --output, and in a process of its own.
+    """
+    from dataclasses import asdict
+
+    from ftcore import comparing
+
+    if given.get("method_"):
+        raise Refused("--method and --methods are given; name all methods with --methods")
+    keys = _keys(ctx, file, given)
+    output = Path(str(keys.pop("output", None) or f"runs/compare-{keys.get('task')}-{keys.get('model')}"))
+    methods = [name.strip() for name in methods_.split(",") if name.strip()]
+    entries = comparing.compare(methods, keys, output, lambda line: click.echo(line, err=True))
+    click.echo(json.dumps([asdict(one) for one in entries], indent=2) if as_json else comparing.table(entries))
+    if not as_json:
+        click.echo(f"\nThe table and the plot are in {output}: comparison.md, comparison.svg, comparison.json.")
 
 
 class MergeCommand(RunCommand):

@@ -63,9 +63,9 @@ def model_card(finished: Finished) -> str:
         f"# {_plain(finished.title)}",
         _what_it_is(finished),
         USAGE,
-        _part("Results", _markdown_table(("measure", "value"), list(results(finished.metrics).items()))),
+        _part("Results", markdown_table(("measure", "value"), list(results(finished.metrics).items()))),
         _part("How it was trained", _training(finished)),
-        _part("Samples", _markdown_table(("asked", "before", "after"), _sample_rows(finished.samples))),
+        _part("Samples", markdown_table(("asked", "before", "after"), _sample_rows(finished.samples))),
     )
     return "\n\n".join(filter(None, sections)) + "\n"
 
@@ -492,10 +492,10 @@ def _what_it_is(finished: Finished) -> str:
 
 def _training(finished: Finished) -> str:
     parts = (
-        _markdown_table(("fact", "value"), list(finished.facts.items())),
+        markdown_table(("fact", "value"), list(finished.facts.items())),
         "The command that repeats it:",
         _block(finished.command, "sh"),
-        _markdown_table(PLUGIN_COLUMNS, _plugin_rows(finished.plugins)),
+        markdown_table(PLUGIN_COLUMNS, _plugin_rows(finished.plugins)),
         "Every option is in `ftcore.json`; the curves are in `report.html`.",
     )
     return "\n\n".join(filter(None, parts))
@@ -513,7 +513,8 @@ def _clipped(text: str) -> str:
     return text if len(text) <= LONGEST_CELL else text[: LONGEST_CELL - 1] + "…"
 
 
-def _markdown_table(columns: Sequence[str], rows: Rows) -> str:
+def markdown_table(columns: Sequence[str], rows: Rows) -> str:
+    """The rows as markdown, whatever their text holds; nothing where there is none."""
     if not rows:
         return ""
     lines = (columns, ["---"] * len(columns), *([_plain(cell) for cell in row] for row in rows))

@@ -199,3 +199,25 @@ def test_numbers_keep_every_digit_through_text() -> None:
 
 def test_options_are_part_of_the_public_interface() -> None:
     assert ftcore.options is options
+
+
+@options
+class Aliased:
+    """Something whose option is called as one of its methods."""
+
+    kept: Annotated[Literal["no", "yes"], Field(alias="merge", description="Whether it is.")] = "no"
+
+    def merge(self) -> str:
+        """Not an option."""
+        return self.kept
+
+
+def test_an_option_may_have_the_name_of_a_method_by_an_alias() -> None:
+    one = build(Aliased, {"merge": "yes"}, "it")
+    assert (one.merge(), dump(one)) == ("yes", {"merge": "yes"})
+    assert [(option.name, option.attribute) for option in declared(Aliased)] == [("merge", "kept")]
+    assert schema(Aliased)["properties"].keys() == {"merge"}
+    with pytest.raises(Refused, match="it has no option 'kept'"):
+        build(Aliased, {"kept": "yes"}, "it")
+    with pytest.raises(Refused, match="it option 'merge' is 'maybe'"):
+        build(Aliased, {"merge": "maybe"}, "it")

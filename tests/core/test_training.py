@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,9 +13,9 @@ import ftcore
 import pytest
 import torch
 from ftcore.checkpoints import Store
-from ftcore.hooks import Batch, Data, Loaded, Run
+from ftcore.hooks import Batch, Data, Loaded, Run, hookimpl
 from ftcore.settings import Settings
-from ftcore.training import adamw, learning_rate
+from ftcore.training import adam_settings, adamw, learning_rate, parameter_groups
 from ftcore_causal import Causal
 from ftcore_full import Full
 from safetensors.torch import load_file, save_file
@@ -252,3 +252,99 @@ def test_a_trainable_tensor_without_gradient_is_refused_by_name_after_step_one(
             output=tmp_path, save_every=1,
         )  # fmt: skip
     assert last_finite_step(tmp_path) == 0
+
+
+def test_a_parameters_learning_rate_may_be_a_multiple_of_the_schedules() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))
+    groups = parameter_groups(model, Settings(weight_decay=0.1), lambda name: 16.0 if name.startswith("1") else 1.0)
+    names = {id(p): name for name, p in model.named_parameters()}
+    found = {names[id(p)]: (g["lr_ratio"], g["weight_decay"]) for g in groups for p in g["params"]}
+    assert found == {"0.weight": (1.0, 0.1), "0.bias": (1.0, 0.0), "1.weight": (16.0, 0.0), "1.bias": (16.0, 0.0)}
+
+
+class OwnOptimizer(Full):
+    """A third party's method that brings plain gradient descent, with a rate of its own for the head."""
+
+    @hookimpl
+    def create_optimizer(self, run: Run, model: nn.Module) -> torch.optim.Optimizer:
+        """Gradient descent without momentum."""
+        groups = parameter_groups(model, run.settings, lambda name: 0.0 if name.startswith("lm_head") else 1.0)
+        return torch.optim.SGD(groups, lr=adam_settings(run.settings)["lr"])
+
+
+def test_a_method_may_bring_its_optimizer_and_the_schedule_still_holds(
+    checkpoint: Callable[..., Path], rows: Path, tmp_path: Path
+) -> None:
+    """One step of gradient descent moves a weight by the rate times its gradient, here clipped to norm 1."""
+    ftcore.run(
+        method=OwnOptimizer(), task="causal", model="qwen", checkpoint=checkpoint("qwen2"), data=rows, steps=1,
+        output=tmp_path, lr=0.5, schedule="constant", warmup_steps=0,
+    )  # fmt: skip
+    files = (checkpoint("qwen2") / "model.safetensors", tmp_path / "adapter_model.safetensors")
+    before, after = map(load_file, files)
+    moved = {name: (after[name] - before[name]).double() for name in before}
+    assert not moved["lm_head.weight"].any()
+    length = math.sqrt(sum(float(change.square().sum()) for change in moved.values()))
+    assert 0.1 < length <= 0.5 + 1e-6
+
+
+class OtherOptimizer(OwnOptimizer):
+    """Another one."""
+
+    alone = ""
+
+
+def test_two_optimizers_are_refused_by_name(checkpoint: Callable[..., Path], rows: Path, tmp_path: Path) -> None:
+    class Extension:
+        """An extension that brings an optimizer too."""
+
+        @hookimpl
+        def create_optimizer(self, run: Run, model: nn.Module) -> torch.optim.Optimizer:
+            """AdamW."""
+            return adamw(model, run.settings)
+
+    with pytest.raises(ftcore.Refused, match=r"'ownoptimizer' and extension 'extension' each bring an optimizer"):
+        ftcore.run(
+            method=OwnOptimizer(), task="causal", model="qwen", checkpoint=checkpoint("qwen2"), data=rows, steps=1,
+            output=tmp_path, **{"with": [Extension()]},
+        )  # fmt: skip
+
+
+class Unpackable(Full):
+    """A third party's method under which rows cannot be laid end to end."""
+
+    unpackable = "it puts something before every row"
+
+    @hookimpl(wrapper=True)
+    def train_step(self, batches: Sequence[Batch]) -> Generator[None, float, float]:
+        """What it gets is padded."""
+        assert all({"attention_mask", "input_ids"} <= batch.inputs.keys() for batch in batches)
+        assert all("cu_seq_lens_q" not in batch.inputs for batch in batches)
+        return (yield)
+
+
+def test_a_method_that_says_so_gets_padded_rows(checkpoint: Callable[..., Path], rows: Path, tmp_path: Path) -> None:
+    keys = {"task": "causal", "model": "qwen", "checkpoint": checkpoint("qwen2"), "data": rows, "steps": 2}
+    assert not ftcore.plan(method=Unpackable(), **keys).packed
+    assert ftcore.plan(method=Full(), **keys).packed
+    ftcore.run(method=Unpackable(), output=tmp_path, **keys)
+
+
+class Unfit(Full):
+    """A third party's method that finds out when it injects that it cannot adapt the model."""
+
+    @hookimpl
+    def inject_adapter(self, model: nn.Module) -> nn.Module:
+        """Refused always."""
+        raise ftcore.Refused("this model has no such thing; use another method")
+
+
+def test_what_cannot_be_adapted_is_refused_before_a_weight_is_read(
+    checkpoint: Callable[..., Path], rows: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(checkpoint("qwen2"), tmp_path / "base"))
+    (folder / "model.safetensors").write_bytes(b"no weights at all")
+    with pytest.raises(ftcore.Refused, match="this model has no such thing; use another method"):
+        ftcore.run(method=Unfit(), task="causal", model="qwen", checkpoint=folder, data=rows, output=tmp_path / "run")
+    with pytest.raises(ftcore.Refused, match="cannot be read"):
+        ftcore.run(method="full", task="causal", model="qwen", checkpoint=folder, data=rows, output=tmp_path / "run")
