@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PROJECTS := $(wildcard pyproject.toml plugins/*/pyproject.toml plugins/*/*/pyproject.toml)
 
-.PHONY: demo test lint docs bench proofs clean
+.PHONY: demo test lint docs matrix bench proofs clean
 .DEFAULT_GOAL := test
 
 $(STAMP): requirements-dev.txt $(PROJECTS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "torch==2.13.0"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "setuptools>=77" "flit_core>=3.9,<5"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation -r requirements-dev.txt
 	touch $@
 
 demo: $(STAMP)
@@ -35,6 +36,9 @@ lint: $(STAMP)
 docs: $(STAMP)
 	$(BIN)/python docs/generate.py
 	$(BIN)/mkdocs build --strict --site-dir site
+
+matrix: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python docs/matrix.py
 
 bench: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/training_speed.py

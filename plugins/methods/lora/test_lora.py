@@ -195,6 +195,132 @@ def test_dropout_acts_in_training_and_not_in_evaluation(checkpoint: Callable[...
         assert torch.equal(model.eval()(ids).logits, model(ids).logits)
 
 
+def test_patterns_give_modules_other_ranks_and_alphas(checkpoint: Callable[..., Path]) -> None:
+    loaded = ftcore.load("qwen", checkpoint=checkpoint("qwen2"))
+    found = injected(
+        loaded, r=4, rank_pattern='{"q_proj": 2, "layers.1.*down_proj": 6}', alpha_pattern={"q_proj": 32}
+    ).model
+    ranks = {n.partition(".lora_A.")[0]: p.shape[0] for n, p in found.named_parameters() if ".lora_A." in n}
+    names = {name.removeprefix("base_model.model.model.layers."): rank for name, rank in ranks.items()}
+    assert {name for name, rank in names.items() if rank == 2} == {"0.self_attn.q_proj", "1.self_attn.q_proj"}
+    assert {name for name, rank in names.items() if rank == 6} == {"1.mlp.down_proj"}
+    assert found.get_submodule("base_model.model.model.layers.0.self_attn.q_proj").scaling == {"default": 32 / 2}
+
+
+def test_the_papers_choice_of_queries_and_values_is_a_choice_of_parts(checkpoint: Callable[..., Path]) -> None:
+    """The LoRA paper adapts W_q and W_v (section 7.1); here every linear of the blocks is adapted by default."""
+    folder = checkpoint("qwen2")
+    chosen = injected(ftcore.load("qwen", checkpoint=folder), parts="attention.q,attention.v")
+    everything = injected(ftcore.load("qwen", checkpoint=folder))
+    assert {name.rpartition(".")[2] for name in chosen.matched} == {"q_proj", "v_proj"}
+    assert len(everything.matched) == 2 * 7
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rank_pattern": {"q_porj": 2}}, r"lora\.rank_pattern 'q_porj' means none of the adapted modules"),
+        ({"alpha_pattern": {"lm_head": 2}}, r"lora\.alpha_pattern 'lm_head' means none"),
+        ({"init": "eva"}, r"lora\.init 'eva' begins from the rows, and there are none"),
+        ({"init": "lora_ga"}, r"lora\.init 'lora_ga' begins from the rows, and there are none"),
+        ({"lr_ratio": 0}, r"option 'lr_ratio' is 0"),
+        ({"train_embeddings": True, "parts": ["head"]}, r"trains 'model.embed_tokens' whole, and lora\.parts names it"),
+        ({"trainable_token_indices": [3, 320]}, r"names token 320, and the model has 320"),
+        ({"trainable_token_indices": [3], "train_embeddings": True}, r"trains every row already"),
+    ],
+)
+def test_what_does_not_fit_the_model_or_the_other_options_is_refused(
+    options: dict[str, Any], message: str, checkpoint: Callable[..., Path]
+) -> None:
+    with pytest.raises(ftcore.Refused, match=message):
+        injected(ftcore.load("qwen", checkpoint=checkpoint("qwen2")), **options)
+
+
+def test_embeddings_that_are_the_head_are_not_trained_whole(checkpoint: Callable[..., Path]) -> None:
+    loaded = ftcore.load("qwen", checkpoint=checkpoint("qwen2", tie_word_embeddings=True))
+    with pytest.raises(ftcore.Refused, match="shares its weight with"):
+        injected(loaded, train_embeddings=True)
+
+
+def test_b_learns_faster_where_it_is_asked_for(checkpoint: Callable[..., Path]) -> None:
+    """LoRA+ multiplies the learning rate of B and of nothing else."""
+    model = injected(ftcore.load("qwen", checkpoint=checkpoint("qwen2"))).model
+    run = Run(Settings(), "train", "causal-lm")
+    assert LoRA().create_optimizer(run=run, model=model) is None
+    optimizer = LoRA(lr_ratio=16).create_optimizer(run=run, model=model)
+    assert optimizer is not None
+    ratios = {id(p): group["lr_ratio"] for group in optimizer.param_groups for p in group["params"]}
+    assert all(
+        ratios[id(p)] == (16 if ".lora_B." in name else 1) for name, p in model.named_parameters() if p.requires_grad
+    )
+
+
+VARIANTS: list[dict[str, Any]] = [
+    {"init": "eva"}, {"init": "loftq"}, {"init": "lora_ga"}, {"init": "lora_ga", "use_rslora": True},
+    {"train_embeddings": True}, {"trainable_token_indices": (5, 9)}, {"rank_pattern": {"q_proj": 2}},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "precision"),
+    [
+        *((options, "fp32") for options in VARIANTS),
+        ({"trainable_token_indices": (5, 9)}, "bf16"),
+        ({"train_embeddings": True}, "bf16"),
+    ],
+    ids=str,
+)
+def test_a_variant_is_attached_merged_and_read_by_peft_as_it_was_trained(
+    options: dict[str, Any], precision: str, checkpoint: Callable[..., Path], rows: Path, tmp_path: Path
+) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    folder, tolerance = checkpoint("qwen2"), 1e-4 if precision == "fp32" else 0.25
+    ftcore.run(
+        method=LoRA(**options), task="causal", model="qwen", checkpoint=folder, data=rows, steps=2, lr=1e-2,
+        batch_size=8, precision=precision, output=tmp_path / "run",
+    )  # fmt: skip
+    ids = torch.arange(5, 25)[None]
+    with torch.no_grad():
+        wanted = ftcore.attach(tmp_path / "run").model(ids).logits.float()
+        base = AutoModelForCausalLM.from_pretrained(folder)
+        assert float((base(ids).logits - wanted).abs().max()) > tolerance
+        merged = AutoModelForCausalLM.from_pretrained(ftcore.merge(tmp_path / "run", output=tmp_path / "merged"))
+        assert float((merged(ids).logits.float() - wanted).abs().max()) <= tolerance
+        if options.get("init") != "loftq":  # PEFT makes its own on a CUDA device only
+            plain = PeftModel.from_pretrained(base, tmp_path / "run").eval()
+            assert float((plain(input_ids=ids).logits - wanted).abs().max()) <= tolerance
+
+
+@pytest.mark.parametrize(("init", "tolerance"), [("eva", 0.0), ("lora_ga", 1e-4), ("loftq", 2.0)])
+def test_a_start_from_rows_or_rounding_is_near_the_base(
+    init: str, tolerance: float, checkpoint: Callable[..., Path], rows: Path
+) -> None:
+    from ftcore.config import resolve
+    from ftcore.pipeline import prepare
+    from ftcore.progress import Silent
+
+    folder = checkpoint("qwen2")
+    keys = {"method": LoRA(init=init), "task": "causal", "model": "qwen", "checkpoint": folder, "data": rows}
+    prepared = prepare(resolve({**keys, "steps": 2}), Silent(), answer=False)
+    ids = torch.arange(5, 25)[None]
+    with torch.no_grad():
+        before = ftcore.load("qwen", checkpoint=folder).model(ids).logits
+        after = prepared.injected.model.eval()(ids).logits
+    assert float((after - before).abs().max()) <= tolerance
+
+
+def test_four_bits_round_as_bitsandbytes_does() -> None:
+    functional = pytest.importorskip("bitsandbytes.functional")
+    from ftcore_lora.starts import nf4
+
+    torch.manual_seed(0)
+    weight = torch.randn(48, 40)
+    packed, state = functional.quantize_4bit(weight, blocksize=64, quant_type="nf4")
+    assert torch.allclose(nf4(weight), functional.dequantize_4bit(packed, state), atol=1e-6)
+
+
 @method_checks(LoRA())
 def test_it_keeps_the_contract(check: Callable[[], None]) -> None:
     check()

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import ftcore
 import pytest
 import torch
+from ftcore import Run
+from ftcore.adapters import inject
+from ftcore.discovery import bind, choose
+from ftcore.settings import Settings
 from ftcore.testing import method_checks
-from ftcore_peft import Peft, endings
+from ftcore.training import Core
+from ftcore_peft import ELSEWHERE, Peft, endings
 from torch import nn
 
 
@@ -29,7 +35,7 @@ def test_a_tuner_adapts_only_the_chosen_modules_and_starts_as_the_base(
     with torch.no_grad():
         before = loaded.model(ids).logits
         model = ftcore.inject(
-            loaded.model, method="peft", type=kind, settings=settings, target_modules=["q_proj", "o_proj"]
+            loaded.model, method="peft", type=kind, config=settings, target_modules=["q_proj", "o_proj"]
         ).eval()
         after = model(ids).logits
     trained = [name for name, p in model.named_parameters() if p.requires_grad]
@@ -43,7 +49,7 @@ def test_a_tuner_adapts_only_the_chosen_modules_and_starts_as_the_base(
 
 def test_the_type_may_be_written_small_and_the_settings_as_json() -> None:
     model = ftcore.inject(
-        nn.Sequential(nn.Linear(4, 4)), method="peft", type="lora", settings='{"r": 3}', target_modules=["0"]
+        nn.Sequential(nn.Linear(4, 4)), method="peft", type="lora", config='{"r": 3}', target_modules=["0"]
     )
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == 3 * (4 + 4)
 
@@ -53,8 +59,8 @@ def test_the_type_may_be_written_small_and_the_settings_as_json() -> None:
     [
         ({}, r"needs a value for 'type'"),
         ({"type": "LORRA"}, r"the installed PEFT has no tuner 'LORRA'; it has .*LORA"),
-        ({"type": "LORA", "settings": {"rank": 3}}, r"peft\.settings does not fit LORA: .*rank"),
-        ({"type": "LORA", "settings": "{r: 3}"}, r"was given '\{r: 3\}', which is no JSON"),
+        ({"type": "LORA", "config": {"rank": 3}}, r"peft\.config does not fit LORA: .*rank"),
+        ({"type": "LORA", "config": "{r: 3}"}, r"was given '\{r: 3\}', which is no JSON"),
     ],
 )
 def test_what_peft_does_not_know_is_refused_by_name(options: dict[str, Any], message: str) -> None:
@@ -72,6 +78,64 @@ def test_short_endings_are_used_only_where_they_mean_exactly_the_chosen_modules(
     assert endings(["a.0.q", "a.1.q"], every) == ["q"]
     assert endings(["a.0.k", "a.1.k"], every) == ["a.0.k", "a.1.k"]
     assert endings(["a.0.q", "a.0.k", "a.1.q", "a.1.k", "b.0.k"], every) == ["k", "q"]
+
+
+# Every tuner of the installed PEFT, with what it needs to fit modules of 16 to 64 numbers.
+WORKS: dict[str, dict[str, Any]] = {
+    "BEFT": {}, "C3A": {"block_size": 16}, "DEFT": {}, "DELORA": {}, "FOURIERFT": {"n_frequency": 20}, "FROD": {},
+    "GLORA": {}, "GRALORA": {}, "HIRA": {}, "HRA": {}, "IA3": {"feedforward_modules": []}, "LILY": {}, "LN_TUNING": {},
+    "LOHA": {}, "LOKR": {}, "LORA": {}, "MISS": {"r": 4}, "OFT": {}, "OSF": {}, "PEANUT": {}, "PSOFT": {"r": 4},
+    "PVERA": {}, "RANDLORA": {}, "ROAD": {"group_size": 16}, "SHIRA": {"r": 2}, "SUPERTUNING": {}, "TINYLORA": {},
+    "UNILORA": {}, "VBLORA": {"vector_length": 16}, "VERA": {}, "WAVEFT": {"n_frequency": 20},
+}  # fmt: skip
+WANTING = {"ADAMSS": "scikit-learn is required"}
+UNMERGED = {"BEFT": "Base layer has no bias", "LILY": "not supported for Lily"}
+README = Path(__file__).with_name("README.md").read_text(encoding="utf-8")
+
+
+def test_every_tuner_is_known_to_work_or_not_and_the_readme_says_which() -> None:
+    from peft import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    every = {str(kind.value) for kind in PEFT_TYPE_TO_CONFIG_MAPPING}
+    assert {*WORKS, *ELSEWHERE, *WANTING} == every
+    works, _, rest = README.partition("<!-- these work -->")[2].partition("<!-- these do not -->")
+    assert set(works.replace(",", " ").replace(".", " ").split()) == WORKS.keys()
+    assert all(f"`{kind}`" in rest for kind in (*ELSEWHERE, *WANTING, *UNMERGED))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", WORKS)
+def test_a_tuner_trains_is_loaded_again_and_merges(kind: str, checkpoint: Callable[..., Path]) -> None:
+    folder, ids = checkpoint("qwen2"), torch.arange(5, 25)[None]
+    hooks = bind([choose("method", "peft", {"type": kind, "config": WORKS[kind]})], Core())
+    run = Run(Settings(), "train", "causal-lm")
+    trained, again = (inject(hooks, run, ftcore.load("qwen", checkpoint=folder), None, 10) for _ in range(2))
+    optimizer = torch.optim.SGD([p for p in trained.model.parameters() if p.requires_grad], lr=1e-3)
+    trained.model.train()(ids).logits.logsumexp(-1).sum().backward()
+    optimizer.step()
+    wanted = trained.model.eval()(ids).logits.detach()
+    hooks.load_adapter(run, again.model, hooks.save_adapter(run, trained.model))
+    assert torch.allclose(again.model.eval()(ids).logits, wanted, atol=1e-4)
+    if kind in UNMERGED:
+        with pytest.raises(ftcore.Refused, match=f"PEFT cannot merge {kind} here: .*{UNMERGED[kind]}"):
+            hooks.merge(run, hooks.methods[0], trained.model)
+    else:
+        assert torch.allclose(hooks.merge(run, hooks.methods[0], trained.model)(ids).logits, wanted, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", [*ELSEWHERE, *WANTING])
+def test_a_tuner_that_cannot_work_is_refused_with_what_to_use(kind: str, checkpoint: Callable[..., Path]) -> None:
+    if kind in WANTING and find_spec("sklearn"):
+        pytest.skip("what it wants is installed")
+    hooks = bind([choose("method", "peft", {"type": kind})], Core())
+    loaded = ftcore.load("qwen", checkpoint=checkpoint("qwen2"))
+    with pytest.raises(ftcore.Refused, match=r"use --method|scikit-learn is required"):
+        inject(hooks, Run(Settings(), "train", "causal-lm"), loaded, None, 10)
+
+
+def test_target_modules_are_an_option_of_their_own() -> None:
+    with pytest.raises(ftcore.Refused, match=r"give them as --peft\.target_modules"):
+        ftcore.inject(nn.Sequential(nn.Linear(4, 4)), method=Peft(type="LORA", config={"target_modules": ["0"]}))
 
 
 @method_checks(Peft(type="HRA"))

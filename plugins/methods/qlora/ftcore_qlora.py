@@ -83,18 +83,18 @@ class QuantizedLoRA(LoRA):
     @hookimpl
     def create_optimizer(self, run: Run, model: nn.Module) -> Optimizer:
         """AdamW as asked for; paged and 8-bit states are bitsandbytes'."""
-        from ftcore.training import adam_settings, parameter_groups
+        from ftcore.training import adam_settings
 
-        groups = parameter_groups(model, run.settings)
+        groups, settings = self.groups(run, model), adam_settings(run.settings)
         kind = self._optimizer_for(model)
         if kind == "adamw":
             import torch
 
-            return torch.optim.AdamW(groups, **adam_settings(run.settings))
+            return torch.optim.AdamW(groups, **settings)
         from bitsandbytes.optim import AdamW
 
         bits, paged = 8 if kind.endswith("8bit") else 32, kind.startswith("paged")
-        made: Optimizer = AdamW(groups, **adam_settings(run.settings), optim_bits=bits, is_paged=paged)
+        made: Optimizer = AdamW(groups, **settings, optim_bits=bits, is_paged=paged)
         return made
 
     def _optimizer_for(self, model: nn.Module) -> str:

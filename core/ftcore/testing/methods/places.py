@@ -172,8 +172,8 @@ def _apart(bench: Bench, *, cached: bool) -> float:
     model: Any = trained(bench).model
     ids = questions(main_scene(bench))["input_ids"][1:2]
     settings = GenerationConfig(
-        max_new_tokens=PIECES, do_sample=False, use_cache=cached, pad_token_id=0, output_logits=True,
-        return_dict_in_generate=True,
+        max_new_tokens=PIECES, min_new_tokens=PIECES, do_sample=False, use_cache=cached, pad_token_id=0,
+        output_logits=True, return_dict_in_generate=True,
     )  # fmt: skip
     with torch.inference_mode():
         said = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings)
@@ -197,18 +197,23 @@ def check_fused_projections(plugin: object, bench: Bench | None = None) -> None:
     bench = bench_of("method", plugin, bench)
     scene, packing = scene_of(FUSED), packing_of(bench)
     stage = _whole_way(bench, scene, "on a model with fused projections", packing=packing)
-    for role in ("attention.q", "attention.k", "attention.v"):
-        try:
-            once = staged(plugin, replace(scene, family=FusedOnce(first=role)), packing=packing)
-        except Refused:
-            continue  # it does not ask for this role
-        if stage.injected.trainable > once.injected.trainable:
-            raise Failed(
-                f"where several roles name one module {stage.injected.trainable:,} numbers train, and "
-                f"{once.injected.trainable:,} where each module has one role; several roles may name a module, so take "
-                "each name once"
-            )
-        return
+    once = [
+        found for role in ("attention.q", "attention.k", "attention.v") if (found := _trainable(plugin, scene, role))
+    ]
+    if once and stage.injected.trainable > max(once):
+        raise Failed(
+            f"where several roles name one module {stage.injected.trainable:,} numbers train, and {max(once):,} where "
+            "each module has one role; several roles may name a module, so take each name once"
+        )
+
+
+def _trainable(plugin: object, scene: Scene, role: str) -> int:
+    """Numbers that train where the fused projection has this role only; 0 where the method does not ask for it."""
+    try:
+        stage = staged(plugin, replace(scene, family=FusedOnce(first=role)), packing="off")
+    except Refused:
+        return 0
+    return stage.injected.trainable
 
 
 def _whole_way(bench: Bench, scene: Scene, where: str, **keys: Any) -> Staged:
@@ -352,7 +357,7 @@ def check_unknown_parts_are_refused(plugin: object, bench: Bench | None = None) 
     stranger = "no_such_part"
     for option in choosing(plugin, bench):
         value = getattr(plugin, option.attribute)
-        known = () if isinstance(value, str) else tuple(value) or (begun(bench).injected.matched[0],)
+        known = () if isinstance(value, str) else tuple(value) or _known(bench, option)
         for chosen in ((stranger,), (*known, stranger)):
             given: Any = stranger if isinstance(value, str) else chosen
             said = _refusal(plugin, bench, {option.name: given})
@@ -363,6 +368,13 @@ def check_unknown_parts_are_refused(plugin: object, bench: Bench | None = None) 
                 )
             if stranger not in said:
                 raise Failed(f"{option.name}={given!r} is refused without naming '{stranger}': {said}")
+
+
+def _known(bench: Bench, option: Option) -> tuple[str, ...]:
+    """What the model has of the kind that the option names: a role, or a module in which something trains."""
+    if option.name == "parts":
+        return (min(base_of(bench, main_scene(bench)).parts),)
+    return begun(bench).injected.matched[:1]
 
 
 def check_adapts_what_it_is_told(plugin: object, bench: Bench | None = None) -> None:

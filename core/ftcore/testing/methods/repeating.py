@@ -235,17 +235,20 @@ def one_thread() -> Iterator[None]:
 
 
 def random_in_training(bench: Bench) -> bool:
-    """Whether the method draws numbers in the forward pass of training, so that only its averages can be compared."""
+    """Whether the method draws numbers in the forward pass of training, so that only its averages can be compared.
+
+    It may do so in its first steps only.
+    """
 
     def drawn() -> bool:
-        run = trained(bench)
         loop = loop_of(staged(bench.plugin, main_scene(bench), packing=packing_of(bench)))
-        batch, model = batches_of(loop, 1)[0], run.model.train()
+        for step in range(1, TOGETHER + 1):
+            stepped(loop, step)
+        batch, model = batches_of(loop, 1)[0], loop.staged.model.train()
         lost = []
         for seed in (1, 2):
             with seeded(seed, "kit"):
                 lost.append(float(loop.staged.rows.loss(model, batch).detach()))
-        model.eval()
         return lost[0] != lost[1]
 
     return bench.once("random", drawn)

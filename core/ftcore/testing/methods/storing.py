@@ -148,7 +148,7 @@ def foreign(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, dict[str, Tens
     names = sorted(tensors)
     for name in (names[0], names[-1]):
         yield f"without '{name}'", {key: tensor for key, tensor in tensors.items() if key != name}
-        wrong = torch.cat([tensors[name].reshape(1, -1), torch.ones(1, 1)], dim=1)
+        wrong = torch.cat([tensors[name].flatten()[None], torch.ones(1, 1)], dim=1)
         yield f"whose '{name}' has another shape", {**tensors, name: wrong}
     yield "with a tensor 'kit.stranger'", {**tensors, "kit.stranger": torch.ones(2, 2)}
 

@@ -329,10 +329,12 @@ class Witness:
     steps: int = 0
 
     @hookimpl(wrapper=True)
-    def inject_adapter(self, model: nn.Module) -> Generator[None, Any, Any]:
+    def inject_adapter(self, run: Run, model: nn.Module) -> Generator[None, Any, Any]:
         """Every tensor is remembered as it is before the first step: those of the base that stay, those that train."""
         brought = {id(tensor) for tensor in tensors_of(model).values()}
         answer = yield
+        if run.intent != "train":
+            return answer
         self.model = adapted = answer[0]
         for name, tensor in tensors_of(adapted).items():
             kept = (name, tensor, tensor.detach().clone())

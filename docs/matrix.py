@@ -1,0 +1,182 @@
+"""Write docs/reference/matrix.md by trying every method on every family and head; --check only compares."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+PAGE = Path(__file__).resolve().parent / "reference" / "matrix.md"
+ADAPTER, STEPS = "adapter_model.safetensors", 4
+PROMISES = ("trains", "resumes", "answers again", "merges")
+INTRODUCTION = f"""<!-- written by docs/matrix.py; `make matrix` writes it anew -->
+
+# What goes with what
+
+Every method on every family and on the kit's encoders and encoder-decoder, with its defaults, on models of two layers.
+In each cell a run of {STEPS} steps has trained and saved; it was cut off half-way and resumed, and ended bit for bit
+the same; opened again, it answered; and it was merged into a plain checkpoint. Nothing here fails half-way: what
+cannot be done is refused, with the reason below.
+
+✓ all of that · ✓ with a letter: all but merging, for the reason with that letter · a number: refused before any weight is
+read, for the reason with that number
+"""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A family with a head, and the task and the checkpoint that go with it."""
+
+    title: str
+    family: object
+    task: object
+    checkpoint: Path
+
+
+@dataclass
+class Reasons:
+    """Sentences, each with the sign that stands for it in the table."""
+
+    signs: Sequence[str]
+    found: dict[str, str] = field(default_factory=dict)
+
+    def sign(self, reason: str) -> str:
+        """The sign of a sentence, the next free one for a new sentence."""
+        return self.found.setdefault(reason, self.signs[len(self.found)])
+
+
+def columns() -> Iterator[Column]:
+    """Every shipped family with its causal head, then the kit's models with each other head."""
+    from ftcore.testing.methods.work import scene_of
+    from ftcore.testing.stage import STAGES, tiny_checkpoint
+    from generate import shipped
+
+    for plugin in shipped():
+        if plugin.kind == "model":
+            for model_type in plugin.cls.model_types:
+                title = (
+                    plugin.name
+                    if model_type.startswith(plugin.name) and len(plugin.cls.model_types) == 1
+                    else model_type
+                )
+                yield Column(title, plugin.cls(), "causal", tiny_checkpoint(model_type))
+    for head in STAGES:
+        if head != "causal-lm":
+            scene = scene_of(head)
+            kind = "encoder-decoder" if head == "seq2seq-lm" else f"encoder, {head.replace('-', ' ')}"
+            yield Column(kind, scene.family, scene.task, scene.checkpoint)
+
+
+def methods() -> dict[str, Mapping[str, Any]]:
+    """Every shipped method with the options that it cannot be made without."""
+    from ftcore.discovery import declared_datum
+    from generate import shipped
+
+    return {one.name: declared_datum(one.cls, "tried_with") for one in shipped() if one.kind == "method"}
+
+
+def cell(method: str, options: Mapping[str, Any], column: Column, place: Path) -> tuple[str, str]:
+    """Why the run was refused and why it cannot be merged; empty where neither was."""
+    import ftcore
+
+    keys: dict[str, Any] = {
+        "method": method, "task": column.task, "model": column.family, "checkpoint": column.checkpoint, "steps": STEPS,
+        "save_every": STEPS // 2, "keep": 9, "batch_size": 4, "precision": "fp32", "max_length": 64,
+    }  # fmt: skip
+    if options:
+        keys[method] = dict(options)
+    planned = ftcore.plan(**keys)
+    if planned.refused:
+        return planned.refused, ""
+    first, second = place / "first", place / "second"
+    ftcore.run(output=first, **keys)
+    cut_off(first, second)
+    ftcore.run(output=second, **keys)
+    if (first / ADAPTER).read_bytes() != (second / ADAPTER).read_bytes():
+        raise AssertionError(f"{method} on {column.title} does not resume bit for bit")
+    plugins = {"task": column.task, "model": column.family}
+    answers(column, ftcore.attach(first, **plugins).model)
+    try:
+        ftcore.merge(first, output=place / "merged", **plugins)
+    except ftcore.Refused as refused:
+        return "", str(refused)
+    return "", ""
+
+
+def cut_off(finished: Path, resumed: Path) -> None:
+    """`resumed` holds what a run that was killed after half of its steps leaves."""
+    shutil.copytree(finished, resumed)
+    shutil.rmtree(resumed / "checkpoints" / f"step-{STEPS:09d}")
+    for name in (ADAPTER, "adapter_config.json", "report.html", "README.md", "samples.json"):
+        (resumed / name).unlink(missing_ok=True)
+
+
+def answers(column: Column, model: Any) -> None:
+    """The opened run answers with finite numbers."""
+    import torch
+    from ftcore.testing.methods.work import Scene, questions
+
+    head = "causal-lm" if isinstance(column.task, str) else column.task.head  # type: ignore[attr-defined]
+    asked = questions(Scene(column.family, _Headed(head), column.checkpoint))
+    with torch.no_grad():
+        found = [value for name, value in model(**asked).items() if name.endswith("logits")]
+    assert found, column.title
+    assert all(bool(one.isfinite().all()) for one in found), column.title
+
+
+@dataclass(frozen=True)
+class _Headed:
+    head: str
+
+
+def page() -> str:
+    """The page as it is now."""
+    names, every = methods(), list(columns())
+    refusals, unmerged = Reasons([str(n) for n in range(1, 100)]), Reasons("abcdefghijklmnopqrstuvwxyz")
+    rows = []
+    for method, options in names.items():
+        cells = []
+        for column in every:
+            with tempfile.TemporaryDirectory() as place:
+                refused, apart = cell(method, options, column, Path(place))
+            cells.append(refusals.sign(told(refused)) if refused else f"✓{unmerged.sign(told(apart)) if apart else ''}")
+            print(method, column.title, cells[-1], file=sys.stderr)  # noqa: T201
+        rows.append(f"| `{method}` | {' | '.join(cells)} |")
+    head = f"| method | {' | '.join(column.title for column in every)} |\n|{' --- |' * (len(every) + 1)}"
+    return "\n".join([INTRODUCTION, head, *rows, "", *listed(refusals), *listed(unmerged)]) + "\n"
+
+
+def told(reason: str) -> str:
+    """A reason without the names that differ from cell to cell."""
+    import re
+
+    plain = re.sub(r" \(ftcore-[\w-]+ [\d.]+\)", "", reason)
+    plain = re.sub(r"^(method) '[\w-]+'", r"\1", plain)
+    return re.sub(r"'[\w./-]*/(tmp|var)/[\w./-]*'", "the checkpoint", plain)
+
+
+def listed(reasons: Reasons) -> list[str]:
+    """The reasons with their signs."""
+    return [f"- **{sign}** {reason}" for reason, sign in reasons.found.items()]
+
+
+def main() -> None:
+    """Write the page, or with --check say whether it is as it should be."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="Compare only.")
+    asked = parser.parse_args()
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    made = page()
+    if asked.check:
+        sys.exit(0 if PAGE.read_text(encoding="utf-8") == made else f"{PAGE} is not as it should be: make matrix")
+    PAGE.write_text(made, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,322 @@
+"""Prompts stand before the embeddings of every row, on every head, and PEFT reads what is kept of them."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import ftcore
+import pytest
+import torch
+from ftcore import adapters
+from ftcore.adapters import Injected
+from ftcore.batches import pad, token_loss, token_row
+from ftcore.declaring import options
+from ftcore.discovery import Hooks, bind, choose
+from ftcore.families import HFModel
+from ftcore.hooks import Adapter, Data, Loaded, Run
+from ftcore.seeds import seeded
+from ftcore.settings import Settings
+from ftcore.testing import method_checks
+from ftcore.testing.stage import tiny_config, tiny_model
+from ftcore.training import Core
+from ftcore_prompt import Prompt
+from torch import Tensor, nn
+
+N = 5
+
+
+@pytest.fixture
+def loaded(checkpoint: Callable[..., Path]) -> Loaded:
+    return ftcore.load("qwen", checkpoint=checkpoint("qwen3", head_dim=12))
+
+
+def bound(**options: Any) -> tuple[Hooks, Run]:
+    head = options.pop("head", "causal-lm")
+    return bind([choose("method", "prompt", options)], Core()), Run(Settings(), "train", head)
+
+
+def injected(loaded: Loaded, data: Data | None = None, **options: Any) -> Injected:
+    hooks, run = bound(**{"num_virtual_tokens": N, **options})
+    return adapters.inject(hooks, run, loaded, data, 10)
+
+
+def made(model_type: str, head: str, **fields: Any) -> Loaded:
+    """A tiny model with a head, as a family would load it."""
+    model = tiny_model(tiny_config(model_type, **fields), head).eval()
+    return Loaded(model, None, {}, "", 256, model.config.vocab_size)
+
+
+def learned(model: nn.Module) -> Tensor:
+    """The only tensor that trains."""
+    (prompts,) = (p for p in model.parameters() if p.requires_grad)
+    return prompts.detach()
+
+
+def written(adapter: Adapter, folder: Path) -> Path:
+    """A directory that PEFT reads the adapter from."""
+    from safetensors.torch import save_file
+
+    save_file(dict(adapter.tensors), folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps(adapter.config, default=str))
+    return folder
+
+
+def padded(*sizes: int, left: bool = False) -> dict[str, Tensor]:
+    """Rows of tokens of these sizes with their mask."""
+    width = max(sizes)
+    ids = torch.randint(5, 300, (len(sizes), width), generator=torch.Generator().manual_seed(len(sizes)))
+    places = torch.arange(width).flip(0) if left else torch.arange(width)
+    mask = (places < torch.tensor(sizes)[:, None]).long()
+    return {"input_ids": ids * mask, "attention_mask": mask}
+
+
+def test_the_logits_are_those_of_the_model_on_prompts_and_embeddings(loaded: Loaded) -> None:
+    plain = copy.deepcopy(loaded.model)
+    model = injected(loaded, init="random").model.eval()
+    asked, keep = padded(9, 4, 7), torch.tensor([0, 3, 8])
+    rows = torch.cat([learned(model).expand(3, -1, -1), plain.get_input_embeddings()(asked["input_ids"])], 1)
+    mask = torch.cat([torch.ones(3, N, dtype=torch.long), asked["attention_mask"]], 1)
+    with torch.no_grad():
+        wanted = plain(inputs_embeds=rows, attention_mask=mask, use_cache=False).logits[:, N:]
+        assert torch.allclose(model(**asked).logits, wanted, atol=1e-5)
+        assert torch.allclose(model(**asked, use_cache=False, logits_to_keep=keep).logits, wanted[:, keep], atol=1e-5)
+        assert torch.allclose(model(**asked, logits_to_keep=2).logits, wanted[:, -2:], atol=1e-5)
+        assert float((plain(**asked).logits - wanted).abs().max()) > 0.1
+
+
+def test_the_loss_supervises_the_same_tokens_as_without_prompts(loaded: Loaded) -> None:
+    plain = copy.deepcopy(loaded.model)
+    model = injected(loaded).model.eval()
+    batch = pad([token_row(list(range(9, 9 + n)), [-100, *range(10, 9 + n)], f"{n}") for n in (4, 8)], 0)
+    rows = torch.cat([learned(model).expand(2, -1, -1), plain.get_input_embeddings()(batch.inputs["input_ids"])], 1)
+    mask = torch.cat([torch.ones(2, N, dtype=torch.long), batch.inputs["attention_mask"]], 1)
+    logits = plain(inputs_embeds=rows, attention_mask=mask).logits[:, N:][:, batch.inputs["logits_to_keep"]]
+    wanted = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.targets["labels"], reduction="sum")
+    assert torch.allclose(token_loss(model, batch), wanted, rtol=1e-5)
+
+
+def test_as_many_numbers_train_as_prompts_have(loaded: Loaded) -> None:
+    found = injected(loaded, num_virtual_tokens=7)
+    assert found.trainable == 7 * loaded.model.config.hidden_size
+    assert all(not p.requires_grad for p in loaded.model.parameters())
+
+
+@options
+class Opt(HFModel):
+    """The family that GPT-3 is of."""
+
+    model_types: ClassVar[tuple[str, ...]] = ("opt",)
+    roles: ClassVar[Mapping[str, str]] = {"block": "model.decoder.layers.*"}
+
+
+def test_gpt3_has_as_many_trainable_numbers_as_the_papers_say(tmp_path: Path) -> None:
+    shape = {"hidden_size": 12288, "num_hidden_layers": 96, "num_attention_heads": 96, "ffn_dim": 49152}
+    config = {"model_type": "opt", "vocab_size": 50272, "max_position_embeddings": 2048, **shape}
+    (tmp_path / "config.json").write_text(json.dumps(config | {"word_embed_proj_dim": 12288}))
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"instruction": "a", "output": "b"}\n')
+    planned = ftcore.plan(
+        method=Prompt(num_virtual_tokens=264), model=Opt(), task="causal", checkpoint=tmp_path, data=[file],
+        steps=1, output=tmp_path / "out",
+    )  # fmt: skip
+    assert planned.trainable_parameters == 3_244_032 == 264 * 12288
+
+
+def test_prompts_begin_as_the_text_repeated_or_cut(loaded: Loaded) -> None:
+    embeddings = loaded.model.get_input_embeddings().weight.detach().clone()
+    ids = loaded.tokenizer("The cat sat by the rain")["input_ids"]
+    for count in (len(ids) - 1, 3 * len(ids) + 1):
+        fresh = replace(loaded, model=copy.deepcopy(loaded.model))
+        model = injected(fresh, init="text", init_text="The cat sat by the rain", num_virtual_tokens=count).model
+        assert torch.equal(learned(model), embeddings[torch.tensor((ids * 4)[:count])])
+
+
+def test_prompts_begin_as_rows_of_the_vocabulary_or_at_random(loaded: Loaded) -> None:
+    embeddings = loaded.model.get_input_embeddings().weight.detach()
+    other = replace(loaded, model=copy.deepcopy(loaded.model))
+    for model, known in ((loaded, True), (other, False)):
+        prompts = learned(injected(model, init="vocabulary" if known else "random").model)
+        assert bool((prompts[:, None] == embeddings).all(2).any(1).all()) == known
+
+
+@pytest.mark.parametrize("init", ["random", "vocabulary"])
+def test_peft_alone_with_the_same_seed_gives_the_same(init: str, loaded: Loaded) -> None:
+    from peft import PromptTuningConfig, get_peft_model
+
+    base = copy.deepcopy(loaded.model)
+    model = injected(loaded, init=init).model.eval()
+    kind = "RANDOM" if init == "random" else "SAMPLE_VOCAB"
+    with seeded(Settings().seed, "inject", "prompt"):
+        config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=N, prompt_tuning_init=kind)
+        theirs = get_peft_model(base, config).eval()
+    assert torch.equal(learned(model), learned(theirs))
+    with torch.no_grad():
+        assert torch.allclose(model(**padded(6, 3)).logits, theirs(**padded(6, 3)).logits[:, N:], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "head"),
+    [
+        ("llama", "causal-lm"), ("opt", "causal-lm"), ("mt5", "seq2seq-lm"), ("bert", "masked-lm"),
+        ("roberta", "sequence-classification"), ("bert", "token-classification"), ("bert", "question-answering"),
+    ],
+)  # fmt: skip
+def test_what_is_saved_gives_the_same_in_peft_and_when_loaded_again(model_type: str, head: str, tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    fields = {"opt": {"ffn_dim": 64, "word_embed_proj_dim": 16}, "mt5": {"tie_word_embeddings": True}}
+    loaded = made(model_type, head, **fields.get(model_type, {}))
+    bases = [copy.deepcopy(loaded.model) for _ in range(2)]
+    hooks, run = bound(num_virtual_tokens=N, head=head)
+    found = adapters.inject(hooks, run, loaded, None, 10)
+    with torch.no_grad():
+        for parameter in found.model.parameters():
+            parameter += parameter.requires_grad * torch.randn_like(parameter)
+    adapter = adapters.saved(hooks, run, found)
+    asked = padded(6, 3)
+    if head == "seq2seq-lm":
+        asked["decoder_input_ids"] = asked["input_ids"][:, :4]
+    again = adapters.inject(hooks, replace(run, intent="infer"), replace(loaded, model=bases[0]), None, 10)
+    adapters.restore(hooks, run, again, adapter)
+    theirs = PeftModel.from_pretrained(bases[1], written(adapter, tmp_path))
+    said = [answers(model, asked) for model in (found.model, again.model, theirs)]
+    assert torch.equal(said[0], said[1])
+    per_token = said[0].shape[:2] == asked["input_ids"].shape
+    there = asked["attention_mask"].bool() if per_token else slice(None)
+    theirs_here = said[2][:, -6:] if per_token else said[2]
+    assert torch.allclose(said[0][there], theirs_here[there], atol=1e-5)
+
+
+def answers(model: nn.Module, asked: Mapping[str, Tensor]) -> Tensor:
+    """Logits, or where an answer starts and where it ends."""
+    with torch.no_grad():
+        output = model.eval()(**asked)
+    return output.logits if "logits" in output else torch.stack([output.start_logits, output.end_logits], -1)
+
+
+def test_a_row_is_classified_alike_alone_and_padded() -> None:
+    model = injected(made("llama", "sequence-classification", num_labels=3), head="sequence-classification").model
+    together = padded(8, 3)
+    alone = {name: tensor[1:, :3] for name, tensor in together.items()}
+    assert torch.allclose(answers(model, together)[1:], answers(model, alone), atol=1e-5)
+
+
+def test_the_new_head_trains_along_and_is_given_back() -> None:
+    loaded = made("bert", "sequence-classification", num_labels=3)
+    base = copy.deepcopy(loaded.model)
+    hooks, run = bound(head="sequence-classification", num_virtual_tokens=N)
+    found = adapters.inject(hooks, run, loaded, None, 10)
+    assert found.trainable == N * 32 + 3 * 32 + 3
+    adapter = adapters.saved(hooks, run, found)
+    assert set(adapter.tensors) == {
+        "prompt_embeddings", "base_model.classifier.weight", "base_model.classifier.bias",
+    }  # fmt: skip
+    assert adapter.config["modules_to_save"] == ["classifier"]
+    assert all(torch.equal(a, b) for a, b in zip(base.bert.parameters(), loaded.model.bert.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_rows_generated_together_are_those_of_a_loop_of_forward_passes(use_cache: bool, loaded: Loaded) -> None:
+    model: Any = injected(loaded, init="random").model.eval()
+    asked = padded(7, 3, 5, left=True)
+    with torch.no_grad():
+        said = model.generate(
+            **asked, max_new_tokens=6, do_sample=False, use_cache=use_cache, eos_token_id=None, pad_token_id=0
+        )
+        for row, size in enumerate((7, 3, 5)):
+            ids = asked["input_ids"][row : row + 1, -size:]
+            for _ in range(6):
+                ids = torch.cat([ids, model(input_ids=ids, use_cache=False).logits[:, -1:].argmax(-1)], 1)
+            assert torch.equal(said[row, -6:], ids[0, -6:])
+
+
+def test_the_encoder_reads_the_prompts_and_the_decoder_looks_at_them() -> None:
+    loaded = made("mt5", "seq2seq-lm", tie_word_embeddings=True)
+    plain = copy.deepcopy(loaded.model)
+    model: Any = injected(loaded, head="seq2seq-lm").model.eval()
+    asked, decoded = padded(6, 3), torch.zeros(2, 1, dtype=torch.long)
+    rows = torch.cat([learned(model).expand(2, -1, -1), plain.get_input_embeddings()(asked["input_ids"])], 1)
+    mask = torch.cat([torch.ones(2, N, dtype=torch.long), asked["attention_mask"]], 1)
+    with torch.no_grad():
+        for _ in range(5):
+            wanted = plain(inputs_embeds=rows, attention_mask=mask, decoder_input_ids=decoded).logits
+            assert torch.allclose(model(**asked, decoder_input_ids=decoded).logits, wanted, atol=1e-5)
+            decoded = torch.cat([decoded, wanted[:, -1:].argmax(-1)], 1)
+        said = model.generate(**asked, max_new_tokens=5, do_sample=False, eos_token_id=None)
+    assert torch.equal(said, decoded)
+
+
+def test_token_types_and_positions_are_lengthened() -> None:
+    loaded = made("bert", "token-classification", num_labels=2)
+    plain = copy.deepcopy(loaded.model)
+    model = injected(loaded, head="token-classification").model.eval()
+    prompts = next(p for name, p in model.named_parameters() if "prompt_encoder" in name).detach()
+    asked, kinds, places = padded(6, 6), torch.tensor([[0, 0, 0, 1, 1, 1]] * 2), torch.arange(6).expand(2, -1)
+    rows = torch.cat([prompts.expand(2, -1, -1), plain.get_input_embeddings()(asked["input_ids"])], 1)
+    wanted = plain(inputs_embeds=rows, token_type_ids=torch.cat([torch.zeros(2, N, dtype=torch.long), kinds], 1))
+    found = model(**asked, token_type_ids=kinds, position_ids=places)
+    assert torch.allclose(found.logits, wanted.logits[:, N:], atol=1e-5)
+
+
+def test_the_model_can_be_copied_and_pickled(loaded: Loaded) -> None:
+    model = injected(loaded).model.eval()
+    wanted = answers(model, padded(5))
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(answers(other, padded(5)), wanted)
+        with torch.no_grad():
+            learned(other).zero_()
+        assert not torch.equal(answers(other, padded(5)), wanted)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_virtual_tokens": 0}, r"option 'num_virtual_tokens' is 0"),
+        ({"init": "words"}, r"option 'init' is 'words'"),
+        ({"init": "text"}, r"init is 'text' and init_text is ''; give the text"),
+        ({"init_text": "a cat"}, r"init is 'vocabulary' and init_text is 'a cat'"),
+    ],
+)
+def test_what_cannot_work_is_refused(options: dict[str, Any], message: str, loaded: Loaded) -> None:
+    with pytest.raises(ftcore.Refused, match=message):
+        injected(loaded, **options)
+
+
+@pytest.mark.parametrize("method", ["prompt", "ptuning-v2"])
+def test_rows_have_the_positions_that_virtual_tokens_leave(
+    method: str, checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"instruction": "Hi", "output": "rain " * 400}) + "\n" + json.dumps(PAIR) + "\n")
+    keys: dict[str, Any] = {"method": method, "task": "causal", "model": "qwen", "checkpoint": checkpoint("qwen3")}
+    output = tmp_path / "run"
+    ftcore.run(**keys, data=rows, steps=1, output=output, **{method: {"num_virtual_tokens": 100}})
+    assert ftcore.attach(output).max_positions == 256 - 100
+    with pytest.raises(ftcore.Refused, match=r"is 250, which leaves 6 of the model's 256 positions; lower it to 248"):
+        ftcore.run(**keys, data=rows, steps=1, output=tmp_path / "no", **{method: {"num_virtual_tokens": 250}})
+
+
+PAIR = {"instruction": "Where?", "output": "Outside."}
+
+
+def test_a_text_wants_a_tokenizer(loaded: Loaded) -> None:
+    with pytest.raises(ftcore.Refused, match="the checkpoint has no tokenizer"):
+        injected(replace(loaded, tokenizer=None), init="text", init_text="a cat")
+
+
+def test_a_model_without_embeddings_or_with_a_state_is_refused() -> None:
+    with pytest.raises(ftcore.Refused, match="need a model of transformers, and Sequential is none"):
+        ftcore.inject(nn.Sequential(nn.Linear(4, 4)), method="prompt")
+    with pytest.raises(ftcore.Refused, match="MambaForCausalLM generates from a state"):
+        injected(made("mamba", "causal-lm"))
+
+
+@method_checks(Prompt())
+def test_it_keeps_the_contract(check: Callable[[], None]) -> None:
+    check()
