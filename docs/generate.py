@@ -301,10 +301,10 @@ What the contract promises, tried on a plugin: offline, on two-layer models, in 
 
 ```python
 from ftcore.testing import method_checks
-from ftcore_vera import Vera
+from ftcore_nova import Nova
 
 
-@method_checks(Vera())
+@method_checks(Nova())
 def test_contract(check):
     check()
 ```

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import os
+import json
 import shutil
 import sys
 import tempfile
@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ftcore.cli import quieten
+
 PAGE = Path(__file__).resolve().parent / "reference" / "matrix.md"
 ADAPTER, STEPS = "adapter_model.safetensors", 4
-PROMISES = ("trains", "resumes", "answers again", "merges")
 INTRODUCTION = f"""<!-- written by docs/matrix.py; `make matrix` writes it anew -->
 
 # What goes with what
@@ -24,8 +25,8 @@ In each cell a run of {STEPS} steps has trained and saved; it was cut off half-w
 the same; opened again, it answered; and it was merged into a plain checkpoint. Nothing here fails half-way: what
 cannot be done is refused, with the reason below.
 
-✓ all of that · ✓ with a letter: all but merging, for the reason with that letter · a number: refused before any weight is
-read, for the reason with that number
+✓ all of that · ✓ with a letter: all but merging, for the reason with that letter · a number: refused before any weight
+is read, for the reason with that number
 """
 
 
@@ -53,6 +54,7 @@ class Reasons:
 
 def columns() -> Iterator[Column]:
     """Every shipped family with its causal head, then the kit's models with each other head."""
+    from ftcore.discovery import declared_datum
     from ftcore.testing.methods.work import scene_of
     from ftcore.testing.stage import STAGES, tiny_checkpoint
     from generate import shipped
@@ -65,7 +67,12 @@ def columns() -> Iterator[Column]:
                     if model_type.startswith(plugin.name) and len(plugin.cls.model_types) == 1
                     else model_type
                 )
-                yield Column(title, plugin.cls(), "causal", tiny_checkpoint(model_type))
+                yield Column(
+                    title,
+                    plugin.cls(),
+                    "causal",
+                    tiny_checkpoint(model_type, **declared_datum(plugin.cls, "tiny").get(model_type, {})),
+                )
     for head in STAGES:
         if head != "causal-lm":
             scene = scene_of(head)
@@ -87,10 +94,12 @@ def cell(method: str, options: Mapping[str, Any], column: Column, place: Path) -
 
     keys: dict[str, Any] = {
         "method": method, "task": column.task, "model": column.family, "checkpoint": column.checkpoint, "steps": STEPS,
-        "save_every": STEPS // 2, "keep": 9, "batch_size": 4, "precision": "fp32", "max_length": 64,
+        "save_every": STEPS // 2, "keep": 9, "batch_size": 4, "precision": "fp32",
     }  # fmt: skip
     if options:
         keys[method] = dict(options)
+    if column.task == "causal":
+        keys["data"] = rows(place / "rows.jsonl")
     planned = ftcore.plan(**keys)
     if planned.refused:
         return planned.refused, ""
@@ -107,6 +116,13 @@ def cell(method: str, options: Mapping[str, Any], column: Column, place: Path) -
     except ftcore.Refused as refused:
         return "", str(refused)
     return "", ""
+
+
+def rows(file: Path) -> Path:
+    """A file with a few short rows."""
+    pairs = [{"instruction": f"Where is cat {number}?", "output": f"By door {number}."} for number in range(12)]
+    file.write_text("".join(json.dumps(pair) + "\n" for pair in pairs), encoding="utf-8")
+    return file
 
 
 def cut_off(finished: Path, resumed: Path) -> None:
@@ -171,7 +187,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="Compare only.")
     asked = parser.parse_args()
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    quieten()
     made = page()
     if asked.check:
         sys.exit(0 if PAGE.read_text(encoding="utf-8") == made else f"{PAGE} is not as it should be: make matrix")

@@ -537,6 +537,8 @@ def check_combination(chosen: Sequence[Chosen]) -> None:
         shared = declared_datum(one.plugin, "one_of")
         if shared and shared == declared_datum(other.plugin, "one_of"):
             raise Refused(f"{one.label} and '{other.name}' both go through {shared}, which a run does once; drop one")
+    for one, other in combinations([c for c in chosen if _answers_alone(c.plugin, "train_step")], 2):
+        raise Refused(f"{one.label} and '{other.name}' each make the training step their own way; drop one of them")
     models, tasks = ([c for c in chosen if c.kind == kind] for kind in ("model", "task"))
     for method, task in ((m, t) for m in methods for t in tasks):
         head, heads = declared_datum(task.plugin, "head"), declared_datum(method.plugin, "only_heads")
@@ -548,6 +550,12 @@ def check_combination(chosen: Sequence[Chosen]) -> None:
         if head not in heads:
             offered = ", ".join(heads)
             raise Refused(f"{task.label} needs the head '{head}', and {model.label} has {offered}; use another")
+
+
+def _answers_alone(plugin: object, hook: str) -> bool:
+    """Whether a plugin answers a hook itself, and does not only act around it."""
+    marked = getattr(getattr(plugin, hook, None), "ftcore_impl", None)
+    return marked is not None and not (marked["wrapper"] or marked["hookwrapper"])
 
 
 def listing() -> list[Mapping[str, str | None]]:

@@ -16,7 +16,7 @@ Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture
 def publish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Publish:
-    """`publish("ftcore-vera", "method", "vera", source)` is the folder of an installed distribution that announces it.
+    """`publish("ftcore-nova", "method", "nova", source)` is the folder of an installed distribution that announces it.
 
     Its module is `ftcore_vera_module` and its version 1.5, unless others are given.
     """

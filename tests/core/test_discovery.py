@@ -15,7 +15,7 @@ import pytest
 import torch
 from ftcore import Data, FtcoreError, Loaded, Refused, Run, hookimpl, options
 from ftcore.config import resolve
-from ftcore.discovery import Chosen, Hooks, Kind, bind, choose, find, listing, offers
+from ftcore.discovery import Chosen, Hooks, Kind, bind, check_combination, choose, find, listing, offers
 from ftcore.settings import Settings
 from ftcore.training import Core
 from ftcore_full import Full
@@ -46,11 +46,11 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def test_an_installed_plugin_is_found_under_the_name_its_metadata_gives(publish: Publish) -> None:
-    publish("ftcore-vera", "method", "vera", METHOD.format(default=3))
-    offer = find("method", "vera")
-    assert (offer.distribution, offer.version, offer.label) == ("ftcore-vera", "1.5", "method 'vera' (ftcore-vera 1.5)")
+    publish("ftcore-nova", "method", "nova", METHOD.format(default=3))
+    offer = find("method", "nova")
+    assert (offer.distribution, offer.version, offer.label) == ("ftcore-nova", "1.5", "method 'nova' (ftcore-nova 1.5)")
     assert "ftcore_vera_module" not in sys.modules
-    assert resolve({**NAMES, "method": "vera"}).plain()["vera"] == {"r": 3}
+    assert resolve({**NAMES, "method": "nova"}).plain()["nova"] == {"r": 3}
 
 
 def test_a_name_of_another_kind_is_not_found() -> None:
@@ -59,28 +59,28 @@ def test_a_name_of_another_kind_is_not_found() -> None:
 
 
 def test_one_name_from_two_distributions_is_refused_and_can_be_chosen(publish: Publish) -> None:
-    publish("ftcore-vera", "method", "vera", METHOD.format(default=3))
-    publish("other-vera", "method", "vera", METHOD.format(default=4))
+    publish("ftcore-nova", "method", "nova", METHOD.format(default=3))
+    publish("other-nova", "method", "nova", METHOD.format(default=4))
     with pytest.raises(Refused) as raised:
-        find("method", "vera")
+        find("method", "nova")
     message = str(raised.value)
-    for part in ("method 'vera'", "ftcore-vera 1.5", "other-vera 1.5", "ftcore-vera:vera"):
+    for part in ("method 'nova'", "ftcore-nova 1.5", "other-nova 1.5", "ftcore-nova:nova"):
         assert part in message
-    for distribution, default in (("ftcore-vera", 3), ("other-vera", 4)):
-        recipe = resolve({**NAMES, "method": f"{distribution}:vera"})
+    for distribution, default in (("ftcore-nova", 3), ("other-nova", 4)):
+        recipe = resolve({**NAMES, "method": f"{distribution}:nova"})
         assert recipe.chosen[0].distribution == distribution
-        assert recipe.plain()["vera"] == {"r": default}
-    given = {**NAMES, "method": "other-vera:vera", "vera": {"r": 9}}
-    assert resolve(given).plain()["vera"] == {"r": 9}
-    listed = [plugin["distribution"] for plugin in listing() if plugin["name"] == "vera"]
-    assert listed == ["ftcore-vera", "other-vera"]
+        assert recipe.plain()["nova"] == {"r": default}
+    given = {**NAMES, "method": "other-nova:nova", "nova": {"r": 9}}
+    assert resolve(given).plain()["nova"] == {"r": 9}
+    listed = [plugin["distribution"] for plugin in listing() if plugin["name"] == "nova"]
+    assert listed == ["ftcore-nova", "other-nova"]
 
 
 def test_the_record_of_a_chosen_one_of_two_names_it_again(publish: Publish) -> None:
-    publish("ftcore-vera", "method", "vera", METHOD.format(default=3))
-    publish("other-vera", "method", "vera", METHOD.format(default=4))
-    recipe = resolve({**NAMES, "method": "other-vera:vera"})
-    assert resolve(recipe.plain()).chosen[0].distribution == "other-vera"
+    publish("ftcore-nova", "method", "nova", METHOD.format(default=3))
+    publish("other-nova", "method", "nova", METHOD.format(default=4))
+    recipe = resolve({**NAMES, "method": "other-nova:nova"})
+    assert resolve(recipe.plain()).chosen[0].distribution == "other-nova"
 
 
 def test_a_distribution_without_that_name_is_refused() -> None:
@@ -90,9 +90,9 @@ def test_a_distribution_without_that_name_is_refused() -> None:
 
 def test_a_distribution_seen_twice_on_the_path_is_one(publish: Publish, tmp_path: Path, monkeypatch: Any) -> None:
     copy = tmp_path / "copy"
-    copy.symlink_to(publish("ftcore-vera", "method", "vera", METHOD.format(default=3)))
+    copy.symlink_to(publish("ftcore-nova", "method", "nova", METHOD.format(default=3)))
     monkeypatch.syspath_prepend(copy)
-    assert find("method", "vera").distribution == "ftcore-vera"
+    assert find("method", "nova").distribution == "ftcore-nova"
 
 
 # Plugins that do not import
@@ -198,7 +198,7 @@ class Fault:
 
 
 def chosen(kind: Kind, plugin: object) -> Chosen:
-    return Chosen(kind, "vera", "ftcore-vera", "1.5", plugin)
+    return Chosen(kind, "nova", "ftcore-nova", "1.5", plugin)
 
 
 def bound(kind: Kind, plugin: object) -> Hooks:
@@ -234,14 +234,14 @@ HOOKS: list[tuple[Kind, str]] = [
 def test_nothing_where_an_answer_is_needed_is_an_error_that_names_the_plugin(kind: Kind, hook: str) -> None:
     with pytest.raises(FtcoreError) as raised:
         called(bound(kind, Nothing()), hook)
-    assert f"{kind} 'vera' (ftcore-vera 1.5) returned nothing from {hook}; return" in str(raised.value)
+    assert f"{kind} 'nova' (ftcore-nova 1.5) returned nothing from {hook}; return" in str(raised.value)
 
 
 @pytest.mark.parametrize(("kind", "hook"), [*HOOKS, ("method", "train_step"), ("extension", "load_kwargs")])
 def test_an_exception_keeps_its_type_and_says_where_it_came_from(kind: Kind, hook: str) -> None:
     with pytest.raises(json.JSONDecodeError) as raised:
         called(bound(kind, LoadFault() if hook == "load_kwargs" else Fault()), hook)
-    assert raised.value.__notes__ == [f"in {hook} of {kind} 'vera' (ftcore-vera 1.5)"]
+    assert raised.value.__notes__ == [f"in {hook} of {kind} 'nova' (ftcore-nova 1.5)"]
 
 
 def test_an_exception_in_an_inherited_hook_names_the_plugin_that_inherits(publish: Publish) -> None:
@@ -292,7 +292,7 @@ def test_an_exception_of_a_class_without_a_file_names_it() -> None:
     exec(compile(FAULTY, "<made>", "exec", dont_inherit=True), known)
     with pytest.raises(AttributeError) as raised:
         called(bound("method", known["It"]()), "inject_adapter")
-    assert raised.value.__notes__ == ["in inject_adapter of method 'vera' (ftcore-vera 1.5)"]
+    assert raised.value.__notes__ == ["in inject_adapter of method 'nova' (ftcore-nova 1.5)"]
 
 
 @options
@@ -323,7 +323,7 @@ class Steps:
 @pytest.mark.parametrize(("place", "method", "culprit"), [
     ("before", Steps(), "extension 'around'"),
     ("after", Steps(), "extension 'around'"),
-    ("", Fault(), "method 'vera' (ftcore-vera 1.5)"),
+    ("", Fault(), "method 'nova' (ftcore-nova 1.5)"),
 ])  # fmt: skip
 def test_what_acts_around_a_step_is_named_for_its_own_faults_only(place: str, method: object, culprit: str) -> None:
     around = Chosen("extension", "around", "", "", Around(place=place))
@@ -409,7 +409,7 @@ def test_an_exception_that_takes_no_note_keeps_its_type_and_has_the_note_as_its_
         called(bound("method", Raising()), "inject_adapter")
     assert raised.value is fault
     assert isinstance(fault.__cause__, FtcoreError)
-    assert str(fault.__cause__) == "in inject_adapter of method 'vera' (ftcore-vera 1.5)"
+    assert str(fault.__cause__) == "in inject_adapter of method 'nova' (ftcore-nova 1.5)"
     assert fault.__cause__.__cause__ is cause
 
 
@@ -455,7 +455,7 @@ def test_plugins_that_disagree_on_how_to_load_are_refused_by_name() -> None:
     hooks = bind([chosen("method", Loads(value=4)), Chosen("extension", "half", "", "", Loads(value=8))], Core())
     with pytest.raises(Refused) as raised:
         hooks.load_kwargs(Run(Settings(), "train", ""))
-    for part in ("method 'vera' (ftcore-vera 1.5)", "extension 'half'", "'bits'", "drop one"):
+    for part in ("method 'nova' (ftcore-nova 1.5)", "extension 'half'", "'bits'", "drop one"):
         assert part in str(raised.value)
 
 
@@ -467,7 +467,7 @@ def test_a_hook_that_wants_what_no_hook_offers_is_refused() -> None:
 
     with pytest.raises(Refused) as raised:
         bound("method", Wrong())
-    for part in ("method 'vera' (ftcore-vera 1.5) does not fit this ftcore", "mdl", "inject_adapter"):
+    for part in ("method 'nova' (ftcore-nova 1.5) does not fit this ftcore", "mdl", "inject_adapter"):
         assert part in str(raised.value)
 
 
@@ -477,12 +477,12 @@ def test_a_hook_that_does_not_exist_is_refused() -> None:
         def inject_adaptor(self, model: nn.Module) -> nn.Module:
             return model
 
-    with pytest.raises(Refused, match=r"method 'vera' .*inject_adaptor"):
+    with pytest.raises(Refused, match=r"method 'nova' .*inject_adaptor"):
         bound("method", Wrong())
 
 
 def test_a_method_that_cannot_be_merged_says_so() -> None:
-    with pytest.raises(Refused, match=r"method 'vera' .* cannot be merged"):
+    with pytest.raises(Refused, match=r"method 'nova' .* cannot be merged"):
         called(bound("method", Loads()), "merge")
 
 
@@ -496,7 +496,7 @@ def test_plugins_that_cannot_stand_beside_each_other_are_refused_by_what_they_de
     class Classifies:
         head = "classification"
 
-    with pytest.raises(Refused, match=r"task 'vera' .*'classification'.*model 'qwen' .*causal-lm"):
+    with pytest.raises(Refused, match=r"task 'nova' .*'classification'.*model 'qwen' .*causal-lm"):
         bind([chosen("task", Classifies()), choose("model", "qwen", {})], Core())
 
 
@@ -509,7 +509,7 @@ def test_a_method_is_refused_beside_a_task_whose_head_it_does_not_adapt() -> Non
 
     with pytest.raises(Refused) as raised:
         bind([chosen("method", Generates()), Chosen("task", "sorts", "", "", Classifies())], Core())
-    for part in ("task 'sorts'", "'sequence-classification'", "method 'vera'", "causal-lm, seq2seq-lm"):
+    for part in ("task 'sorts'", "'sequence-classification'", "method 'nova'", "causal-lm, seq2seq-lm"):
         assert part in str(raised.value)
 
 
@@ -522,7 +522,7 @@ def test_a_hook_that_leaves_the_process_is_a_fault_that_names_the_plugin() -> No
         def prepare_data(self) -> Data:
             raise SystemExit(0)
 
-    with pytest.raises(FtcoreError, match=r"task 'vera' \(ftcore-vera 1.5\) tried to end the process in prepare_data"):
+    with pytest.raises(FtcoreError, match=r"task 'nova' \(ftcore-nova 1.5\) tried to end the process in prepare_data"):
         called(bound("task", Leaving()), "prepare_data")
 
 
@@ -569,3 +569,30 @@ def test_offers_are_sorted_by_kind_and_name() -> None:
     found = [(offer.kind, offer.name) for offer in offers()]
     order = {"method": 0, "task": 1, "model": 2, "extension": 3}
     assert found == sorted(found, key=lambda one: (order[one[0]], one[1]))
+
+
+class OwnStep:
+    """A method that makes the training step its own way."""
+
+    @hookimpl
+    def train_step(self, step: int) -> float:
+        """No step at all."""
+        return float(step)
+
+
+class AroundStep:
+    """A method that acts around the step of others."""
+
+    @hookimpl(wrapper=True)
+    def train_step(self, step: int) -> Generator[None, float, float]:
+        """The step of others."""
+        return (yield)
+
+
+def test_two_methods_that_each_make_the_step_are_refused_and_one_around_another_is_not() -> None:
+    one, other, around = (Chosen("method", name, "", "", plugin) for name, plugin in (
+        ("one", OwnStep()), ("other", OwnStep()), ("around", AroundStep()),
+    ))  # fmt: skip
+    with pytest.raises(Refused, match=r"method 'one' and 'other' each make the training step their own way; drop one"):
+        check_combination([one, other])
+    check_combination([one, around])

@@ -110,13 +110,13 @@ def test_the_list_holds_for_the_thread_that_entered_it() -> None:
 
 
 def test_the_list_tells_two_of_one_name_apart_and_the_record_does_not_need_it(publish: Publish) -> None:
-    publish("ftcore-vera", "method", "vera", BIASES.format(default=3))
-    publish("other-vera", "method", "vera", BIASES.format(default=4))
-    with only_from("other-vera", "ftcore-causal", "ftcore-qwen"):
-        recipe = resolve({**NAMES, "method": "vera"})
-        assert [p["error"] for p in listing() if p["distribution"] == "other-vera"] == [None]
-    assert recipe.chosen[0].distribution == "other-vera"
-    assert resolve(recipe.plain()).chosen[0].distribution == "other-vera"
+    publish("ftcore-nova", "method", "nova", BIASES.format(default=3))
+    publish("other-nova", "method", "nova", BIASES.format(default=4))
+    with only_from("other-nova", "ftcore-causal", "ftcore-qwen"):
+        recipe = resolve({**NAMES, "method": "nova"})
+        assert [p["error"] for p in listing() if p["distribution"] == "other-nova"] == [None]
+    assert recipe.chosen[0].distribution == "other-nova"
+    assert resolve(recipe.plain()).chosen[0].distribution == "other-nova"
     assert "plugins_from" not in json.dumps(recipe.plain())
 
 
@@ -212,7 +212,7 @@ def test_the_flags_are_in_the_help_and_end_at_two_dashes(command: Command) -> No
 
 
 def test_the_same_code_has_the_same_digest_wherever_it_lies(publish: Publish, tmp_path: Path) -> None:
-    folder = publish("ftcore-vera", "method", "vera", BIASES.format(default=3), package=True)
+    folder = publish("ftcore-nova", "method", "nova", BIASES.format(default=3), package=True)
     (folder / "ftcore_vera_module" / "more").mkdir()
     (folder / "ftcore_vera_module" / "more" / "parts.py").write_text("PARTS = 1\n")
     told = {digest_in(folder)}
@@ -230,7 +230,7 @@ def test_the_same_code_has_the_same_digest_wherever_it_lies(publish: Publish, tm
 def digest_in(folder: Path) -> str:
     program = (
         f"import sys; sys.path.insert(0, {str(folder)!r})\n"
-        "from ftcore.discovery import code_of, find; print(code_of(find('method', 'vera').load()))"
+        "from ftcore.discovery import code_of, find; print(code_of(find('method', 'nova').load()))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert len(done.stdout.strip()) == 64
@@ -287,11 +287,11 @@ def test_a_class_without_any_text_has_no_digest_and_works() -> None:
 
 @pytest.fixture
 def finished(publish: Publish, checkpoint: Callable[..., Path], rows: Path, tmp_path: Path) -> dict[str, Any]:
-    """The keys of a finished run of the second of two methods called vera; its output is `run`."""
-    publish("ftcore-vera", "method", "vera", BIASES.format(default=3))
-    publish("other-vera", "method", "vera", BIASES.format(default=4))
+    """The keys of a finished run of the second of two methods called nova; its output is `run`."""
+    publish("ftcore-nova", "method", "nova", BIASES.format(default=3))
+    publish("other-nova", "method", "nova", BIASES.format(default=4))
     keys: dict[str, Any] = {
-        **NAMES, "method": "other-vera:vera", "vera": {"r": 7}, "checkpoint": str(checkpoint("qwen2")),
+        **NAMES, "method": "other-nova:nova", "nova": {"r": 7}, "checkpoint": str(checkpoint("qwen2")),
         "data": str(rows), "steps": 2, "batch_size": 4, "output": str(tmp_path / "run"),
     }  # fmt: skip
     ftcore.run(**keys)
@@ -303,20 +303,20 @@ def test_one_of_two_is_chosen_in_every_way_and_for_everything(
 ) -> None:
     output = tmp_path / "run"
     saved = json.loads((output / "ftcore.json").read_text())
-    assert saved["run"]["method"] == "other-vera:vera"
-    assert saved["plugins"][0]["distribution"] == "other-vera"
+    assert saved["run"]["method"] == "other-nova:nova"
+    assert saved["plugins"][0]["distribution"] == "other-nova"
     assert ftcore.run(**finished).steps == 2  # found finished
-    assert resolve(read(output / "ftcore.json")).plain()["vera"] == {"r": 7}
-    flat = {key: value for key, value in finished.items() if key not in ("vera", "output")}
+    assert resolve(read(output / "ftcore.json")).plain()["nova"] == {"r": 7}
+    flat = {key: value for key, value in finished.items() if key not in ("nova", "output")}
     flags = [part for key, value in flat.items() for part in (f"--{key.replace('_', '-')}", str(value))]
-    planned = command("plan", *flags, "--vera.r", "7", "--json")
+    planned = command("plan", *flags, "--nova.r", "7", "--json")
     assert planned.returncode == 0, planned.stderr
-    assert [p["distribution"] for p in json.loads(planned.stdout)["plugins"] if p["name"] == "vera"] == ["other-vera"]
+    assert [p["distribution"] for p in json.loads(planned.stdout)["plugins"] if p["name"] == "nova"] == ["other-nova"]
     assert (
-        "provided by ftcore-vera 1.5 and other-vera 1.5; write ftcore-vera:vera"
-        in command("plugins", "show", "vera").stderr
+        "provided by ftcore-nova 1.5 and other-nova 1.5; write ftcore-nova:nova"
+        in command("plugins", "show", "nova").stderr
     )
-    assert "other-vera 1.5" in command("plugins", "show", "other-vera:vera").stdout
+    assert "other-nova 1.5" in command("plugins", "show", "other-nova:nova").stdout
     merged = command("merge", str(output), "--output", str(tmp_path / "merged"))
     assert merged.returncode == 0, merged.stderr
     assert ftcore.attach(output).parts
@@ -327,10 +327,10 @@ def test_a_run_made_before_another_took_its_name_is_still_merged_and_resumed(
 ) -> None:
     record = tmp_path / "run" / "ftcore.json"
     saved = json.loads(record.read_text())
-    saved["run"]["method"] = "vera"  # as it is written where only one is installed
+    saved["run"]["method"] = "nova"  # as it is written where only one is installed
     record.write_text(json.dumps(saved))
     assert ftcore.attach(tmp_path / "run").parts
     assert ftcore.merge(tmp_path / "run", output=tmp_path / "merged").is_dir()
     assert ftcore.run(**finished).steps == 2
-    with pytest.raises(Refused, match=r'method \'vera\' was "other-vera 1.5" and is now "ftcore-vera 1.5"'):
-        ftcore.run(**{**finished, "method": "ftcore-vera:vera"})
+    with pytest.raises(Refused, match=r'method \'nova\' was "other-nova 1.5" and is now "ftcore-nova 1.5"'):
+        ftcore.run(**{**finished, "method": "ftcore-nova:nova"})

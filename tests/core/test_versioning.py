@@ -89,29 +89,29 @@ def test_a_plugin_fits_the_ftcore_that_its_distribution_requires(
     publish: Publish, ftcore_is: Callable[[str], None], version: str, requires: str, fits: bool
 ) -> None:
     ftcore_is(version)
-    publish("ftcore-vera", "method", "vera", FINE, requires=requires)
-    offer = next(offer for offer in discovery.announced() if offer.name == "vera")
+    publish("ftcore-nova", "method", "nova", FINE, requires=requires)
+    offer = next(offer for offer in discovery.announced() if offer.name == "nova")
     assert (offer.flaw() is None) == fits
     if not fits:
         with pytest.raises(Refused, match=f"^{re.escape(offer.flaw() or '')}$"):
-            find("method", "vera")
+            find("method", "nova")
 
 
 def test_a_plugin_for_another_contract_is_refused_with_both_versions_and_not_imported(publish: Publish) -> None:
-    publish("ftcore-vera", "method", "vera", BIASES, requires="ftcore<3,>=2")
+    publish("ftcore-nova", "method", "nova", BIASES, requires="ftcore<3,>=2")
     said = (
-        f"method 'vera' (ftcore-vera 1.5) was built for ftcore >=2,<3 and this is ftcore {metadata.version('ftcore')}; "
-        "install a version of ftcore-vera made for it"
+        f"method 'nova' (ftcore-nova 1.5) was built for ftcore >=2,<3 and this is ftcore {metadata.version('ftcore')}; "
+        "install a version of ftcore-nova made for it"
     )
-    assert {plugin["name"]: plugin["error"] for plugin in listing()}["vera"] == said
+    assert {plugin["name"]: plugin["error"] for plugin in listing()}["nova"] == said
     with pytest.raises(Refused) as raised:
-        choose("method", "vera", {})
+        choose("method", "nova", {})
     assert str(raised.value) == said
     assert "ftcore_vera_module" not in sys.modules
 
 
 def test_an_instance_of_a_plugin_for_another_contract_is_refused_too(publish: Publish) -> None:
-    publish("ftcore-vera", "method", "vera", BIASES, requires="ftcore>=2")
+    publish("ftcore-nova", "method", "nova", BIASES, requires="ftcore>=2")
     from ftcore_vera_module import It  # type: ignore[import-not-found]
 
     with pytest.raises(Refused, match="was built for ftcore >=2 and this is"):
@@ -129,10 +129,10 @@ def test_every_plugin_of_this_repository_states_its_range() -> None:
 
 @pytest.fixture
 def keys(publish: Publish, checkpoint: Callable[..., Path], rows: Path, tmp_path: Path) -> dict[str, Any]:
-    """The keys of a finished run of a method that is installed as ftcore-vera 1.5; its output is `run`."""
-    publish("ftcore-vera", "method", "vera", BIASES)
+    """The keys of a finished run of a method that is installed as ftcore-nova 1.5; its output is `run`."""
+    publish("ftcore-nova", "method", "nova", BIASES)
     keys: dict[str, Any] = {
-        "method": "vera", "task": "causal", "model": "qwen", "checkpoint": str(checkpoint("qwen2")), "data": str(rows),
+        "method": "nova", "task": "causal", "model": "qwen", "checkpoint": str(checkpoint("qwen2")), "data": str(rows),
         "steps": 2, "batch_size": 4, "output": str(tmp_path / "run"),
     }  # fmt: skip
     ftcore.run(**keys)
@@ -141,11 +141,11 @@ def keys(publish: Publish, checkpoint: Callable[..., Path], rows: Path, tmp_path
 
 @pytest.fixture
 def change(tmp_path: Path) -> Callable[..., None]:
-    """`change(code=True)` or `change(version="1.6")` changes what is installed as ftcore-vera."""
-    folder = tmp_path / "installed" / "ftcore-vera"
+    """`change(code=True)` or `change(version="1.6")` changes what is installed as ftcore-nova."""
+    folder = tmp_path / "installed" / "ftcore-nova"
 
     def make(*, code: bool = False, version: str = "1.5") -> None:
-        described = folder / "ftcore_vera-1.5.dist-info" / "METADATA"
+        described = folder / "ftcore_nova-1.5.dist-info" / "METADATA"
         described.write_text(described.read_text().replace("Version: 1.5", f"Version: {version}"))
         if code:
             (folder / "ftcore_vera_module.py").write_text(f"{BIASES}\n# changed\n")
@@ -171,17 +171,17 @@ def test_a_run_records_each_plugin_with_its_distribution_version_and_code(keys: 
     assert [sorted(plugin) for plugin in recorded] == [["distribution", "kind", "name", "sha256", "version"]] * 3
     assert [re.fullmatch("[0-9a-f]{64}", plugin["sha256"]) is None for plugin in recorded] == [False] * 3
     assert recorded[0] | {"sha256": ""} == {
-        "kind": "method", "name": "vera", "distribution": "ftcore-vera", "version": "1.5", "sha256": "",
+        "kind": "method", "name": "nova", "distribution": "ftcore-nova", "version": "1.5", "sha256": "",
     }  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"version": "1.6"}, r'method \'vera\' was "ftcore-vera 1\.5" and is now "ftcore-vera 1\.6"'),
+        ({"version": "1.6"}, r'method \'nova\' was "ftcore-nova 1\.5" and is now "ftcore-nova 1\.6"'),
         (
             {"code": True},
-            r"the code of method 'vera' \(ftcore-vera 1\.5\) was \"sha256 [0-9a-f]{12}\" "
+            r"the code of method 'nova' \(ftcore-nova 1\.5\) was \"sha256 [0-9a-f]{12}\" "
             r"and is now \"sha256 [0-9a-f]{12}\"",
         ),
     ],
@@ -206,10 +206,10 @@ def test_a_run_from_before_code_was_recorded_is_resumed(keys: dict[str, Any], ch
     change(code=True)
     screen: Any = Said()
     assert ftcore.run(**keys, screen=screen).steps == 2
-    assert [line for line in screen.lines if "vera" in line and line.startswith("note")] == []
+    assert [line for line in screen.lines if "nova" in line and line.startswith("note")] == []
     change(version="1.6")
     ftcore.run(**keys, screen=screen)
-    assert 'note: method \'vera\' was "ftcore-vera 1.5" and is now "ftcore-vera 1.6"' in screen.lines
+    assert 'note: method \'nova\' was "ftcore-nova 1.5" and is now "ftcore-nova 1.6"' in screen.lines
 
 
 def test_a_finished_run_is_merged_evaluated_and_attached_with_a_changed_plugin_and_a_note(
@@ -219,7 +219,7 @@ def test_a_finished_run_is_merged_evaluated_and_attached_with_a_changed_plugin_a
     for words in (["merge", keys["output"], "--output", str(tmp_path / "merged")], ["evaluate", keys["output"]]):
         done = command(*words, *(["--data", keys["data"]] if words[0] == "evaluate" else []))
         assert done.returncode == 0, done.stderr
-        assert re.search(r"note: the code of method 'vera' \(ftcore-vera 1\.5\) was", done.stderr), done.stderr
+        assert re.search(r"note: the code of method 'nova' \(ftcore-nova 1\.5\) was", done.stderr), done.stderr
     assert ftcore.attach(keys["output"]).parts
     change(version="1.6")
     assert ftcore.merge(keys["output"], output=tmp_path / "again").is_dir()
@@ -232,15 +232,15 @@ def test_an_unchanged_plugin_needs_no_note(keys: dict[str, Any], command: Comman
 
 
 def test_a_plugin_without_known_code_is_compared_by_origin_only() -> None:
-    known = {"kind": "method", "name": "vera", "distribution": "", "version": "", "sha256": "0" * 64}
+    known = {"kind": "method", "name": "nova", "distribution": "", "version": "", "sha256": "0" * 64}
     assert plugin_changes([known], [known | {"sha256": None}]) == []
     assert plugin_changes([known | {"sha256": None}], [known]) == []
     assert str(*plugin_changes([known], [known | {"sha256": "1" * 64}])) == (
-        'the code of method \'vera\' (installed nowhere) was "sha256 000000000000" and is now "sha256 111111111111"'
+        'the code of method \'nova\' (installed nowhere) was "sha256 000000000000" and is now "sha256 111111111111"'
     )
-    installed = known | {"distribution": "ftcore-vera", "version": "1"}
+    installed = known | {"distribution": "ftcore-nova", "version": "1"}
     assert str(*plugin_changes([known], [installed])) == (
-        'method \'vera\' was "installed nowhere" and is now "ftcore-vera 1"'
+        'method \'nova\' was "installed nowhere" and is now "ftcore-nova 1"'
     )
     assert plugin_changes([installed], [known | {"name": "other"}]) == []
 
@@ -297,11 +297,11 @@ def going(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("going")
 def test_relying_on_what_goes_away_warns_with_plugin_release_and_remedy_where_it_does() -> None:
     with pytest.warns(RemovedIn99) as warned:
-        bind([Chosen("method", "vera", "ftcore-vera", "1.5", Outdated())], Core())
+        bind([Chosen("method", "nova", "ftcore-nova", "1.5", Outdated())], Core())
     assert [str(one.message) for one in warned] == [
-        "method 'vera' (ftcore-vera 1.5) relies on the argument 'run' of merge, which goes away in ftcore 99.0; "
+        "method 'nova' (ftcore-nova 1.5) relies on the argument 'run' of merge, which goes away in ftcore 99.0; "
         "use the options of the plugin",
-        "method 'vera' (ftcore-vera 1.5) relies on the hook 'old_hook', which goes away in ftcore 99.0; "
+        "method 'nova' (ftcore-nova 1.5) relies on the hook 'old_hook', which goes away in ftcore 99.0; "
         "use the hook 'merge'",
     ]
     assert {one.filename for one in warned} == {__file__}
@@ -311,7 +311,7 @@ def test_relying_on_what_goes_away_warns_with_plugin_release_and_remedy_where_it
 def test_relying_on_nothing_that_goes_away_does_not_warn() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        bind([Chosen("method", "vera", "ftcore-vera", "1.5", Current())], Core())
+        bind([Chosen("method", "nova", "ftcore-nova", "1.5", Current())], Core())
 
 
 def test_the_warning_is_seen_at_the_command_line_and_in_programs(tmp_path: Path) -> None:

@@ -92,14 +92,14 @@ def place(
     (tmp_path / "rows.jsonl").write_bytes(rows.read_bytes())
     (tmp_path / "book.txt").write_bytes(story.read_bytes())
     (tmp_path / "broken.jsonl").write_text('{"instruction": "Hi", "output": ""}\n')
-    bitfit = tmp_path / "bitfit"
-    bitfit.mkdir()
-    for name, text in zip(("ftcore_bitfit.py", "pyproject.toml"), readmes_method(), strict=True):
-        (bitfit / name).write_text(text)
-    install(bitfit)
+    method = tmp_path / "attn"
+    method.mkdir()
+    for name, text in zip(("ftcore_attn.py", "pyproject.toml"), readmes_method(), strict=True):
+        (method / name).write_text(text)
+    install(method)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))  # and what is added later is taken out again
-    monkeypatch.syspath_prepend(str(bitfit))
+    monkeypatch.syspath_prepend(str(method))
     yield Place(tmp_path, checkpoint("qwen2"))
     for name in set(sys.modules) - before:
         if str(getattr(sys.modules[name], "__file__", None)).startswith(str(tmp_path)):
@@ -150,13 +150,13 @@ def test_the_readmes_method_is_a_method(place: Place) -> None:
 
     assert sum(bool(line.strip()) for line in readmes_method()[0].splitlines()) <= 25
     command = f"ftcore run --method {{}} --task causal --model qwen --checkpoint {NAMED} --data rows.jsonl"
-    assert place.shell(command.format("bitfit") + " --bitfit.parts attention.q --output one") == 0
+    assert place.shell(command.format("attn") + " --attn.parts attention.q --output one") == 0
     tensors = load_file(place.folder / "one" / "adapter_model.safetensors")
-    assert {name.rpartition("self_attn.")[2] for name in tensors} == {"q_proj.bias"}
+    assert {name.rpartition("self_attn.")[2] for name in tensors} == {"q_proj.weight", "q_proj.bias"}
     assert place.shell("ftcore merge one --output merged") == 0
     assert place.shell("ftcore evaluate one --data rows.jsonl") == 0
-    assert place.shell(command.format("lora+bitfit") + " --output two") == 0
-    assert place.shell(command.format("bitfit") + " --bitfit.prats attention --output three") == 2
+    assert place.shell(command.format("attn+ia3") + " --ia3.parts mlp --output two") == 0
+    assert place.shell(command.format("attn") + " --attn.prats attention --output three") == 2
 
 
 def test_the_readmes_program_runs(place: Place) -> None:

@@ -3,13 +3,13 @@
 A plugin's whole test file::
 
     from ftcore.testing import method_checks
-    from ftcore_vera import Vera
+    from ftcore_nova import Nova
 
-    @method_checks(Vera())
+    @method_checks(Nova())
     def test_contract(check):
         check()
 
-`ftcore check vera` runs the same. Each `check_…(plugin)` is a plain function that raises `Failed` with what it saw.
+`ftcore check nova` runs the same. Each `check_…(plugin)` is a plain function that raises `Failed` with what it saw.
 """
 
 from __future__ import annotations

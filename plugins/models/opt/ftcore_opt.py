@@ -16,6 +16,7 @@ class OPT(HFModel):
     """Decoders of the type opt, from 125M to 66B."""
 
     model_types: ClassVar[tuple[str, ...]] = ("opt",)
+    tiny: ClassVar[Mapping[str, Mapping[str, int]]] = {"opt": {"ffn_dim": 64, "word_embed_proj_dim": 32}}
     roles: ClassVar[Mapping[str, str]] = {
         "block": LAYER,
         "attention.q": f"{LAYER}.self_attn.q_proj",
