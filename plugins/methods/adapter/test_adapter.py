@@ -86,17 +86,17 @@ def test_beside_the_mlp_its_own_input_is_read(checkpoint: Callable[..., Path]) -
 @pytest.mark.parametrize(
     ("options", "matched", "numbers"),
     [
-        ({}, {*ATTENTION, *MLP}, 2 * 2 * (2 * 32 * 2 + 2 + 32)),
-        ({"reduction_factor": 4}, {*ATTENTION, *MLP}, 2 * 2 * (2 * 32 * 8 + 8 + 32)),
-        ({"kind": "pfeiffer", "bottleneck": 5}, {*MLP}, 2 * (2 * 32 * 5 + 5 + 32)),
-        ({"kind": "parallel", "bottleneck": 5}, {*MLP}, 2 * (2 * 32 * 5 + 5 + 32)),
-        ({"reduction_factor": 100}, {*ATTENTION, *MLP}, 2 * 2 * (2 * 32 + 1 + 32)),
-        ({"target_modules": ["layers.0.mlp.up_proj"]}, {"model.layers.0.mlp.up_proj"}, 2 * 64 * 4 + 4 + 64),
+        ({}, (*ATTENTION, *MLP), 2 * 2 * (2 * 32 * 2 + 2 + 32)),
+        ({"reduction_factor": 4}, (*ATTENTION, *MLP), 2 * 2 * (2 * 32 * 8 + 8 + 32)),
+        ({"kind": "pfeiffer", "bottleneck": 5}, (*MLP,), 2 * (2 * 32 * 5 + 5 + 32)),
+        ({"kind": "parallel", "bottleneck": 5}, (*MLP,), 2 * (2 * 32 * 5 + 5 + 32)),
+        ({"reduction_factor": 100}, (*ATTENTION, *MLP), 2 * 2 * (2 * 32 + 1 + 32)),
+        ({"target_modules": ["layers.0.mlp.up_proj"]}, ("model.layers.0.mlp.up_proj",), 2 * 64 * 4 + 4 + 64),
     ],
     ids=str,
 )
 def test_the_start_is_the_base_and_the_count_that_of_the_formula(
-    options: dict[str, Any], matched: set[str], numbers: int, checkpoint: Callable[..., Path]
+    options: dict[str, Any], matched: tuple[str, ...], numbers: int, checkpoint: Callable[..., Path]
 ) -> None:
     loaded = ftcore.load("qwen", checkpoint=checkpoint("qwen2"))
     ids = torch.arange(5, 45).reshape(2, 20)
@@ -104,7 +104,7 @@ def test_the_start_is_the_base_and_the_count_that_of_the_formula(
         before = loaded.model(ids).logits
         found = injected(loaded, **options)
         assert torch.equal(found.model(ids).logits, before)
-    assert set(found.matched) == matched
+    assert set(found.matched) == set(matched)
     assert found.trainable == numbers
 
 

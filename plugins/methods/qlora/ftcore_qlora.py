@@ -81,20 +81,17 @@ class QuantizedLoRA(LoRA):
         round_weights(model, self.rounded)
 
     @hookimpl
-    def create_optimizer(self, run: Run, model: nn.Module) -> Optimizer:
+    def create_optimizer(self, run: Run, model: nn.Module) -> Optimizer | None:
         """AdamW as asked for; paged and 8-bit states are bitsandbytes'."""
         from ftcore.training import adam_settings
 
-        groups, settings = self.groups(run, model), adam_settings(run.settings)
         kind = self._optimizer_for(model)
         if kind == "adamw":
-            import torch
-
-            return torch.optim.AdamW(groups, **settings)
+            return LoRA.create_optimizer(self, run, model)
         from bitsandbytes.optim import AdamW
 
-        bits, paged = 8 if kind.endswith("8bit") else 32, kind.startswith("paged")
-        made: Optimizer = AdamW(groups, **settings, optim_bits=bits, is_paged=paged)
+        how = {"optim_bits": 8 if kind.endswith("8bit") else 32, "is_paged": kind.startswith("paged")}
+        made: Optimizer = AdamW(self.groups(run, model), **adam_settings(run.settings), **how)
         return made
 
     def _optimizer_for(self, model: nn.Module) -> str:
