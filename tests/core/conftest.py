@@ -18,7 +18,7 @@ Command = Callable[..., "subprocess.CompletedProcess[str]"]
 def publish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Publish:
     """`publish("ftcore-nova", "method", "nova", source)` is the folder of an installed distribution that announces it.
 
-    Its module is `ftcore_vera_module` and its version 1.5, unless others are given.
+    Its module is `ftcore_nova_module` and its version 1.5, unless others are given.
     """
 
     def install(

@@ -197,7 +197,7 @@ FILES: dict[str, tuple[str | bytes, list[str]]] = {
     "misspelt key": (f"{YAML}max_lenght: 3", ["'max_lenght'", "did you mean 'max_length'"]),
     "misspelt plugin": (f"{YAML}lroa: {{r: 4}}", ["'lroa'", "did you mean 'lora'"]),
     "plugin not named": (f"{YAML}peft: {{type: HRA}}", ["'peft'"]),
-    "unknown plugin option": (f"{YAML}lora: {{rank: 4}}", ["'rank'", "method 'lora'", "alpha"]),
+    "unknown plugin option": (f"{YAML}lora: {{alhpa: 4}}", ["'alhpa'", "method 'lora'", "'alpha'"]),
     "plugin option out of range": (f"{YAML}lora: {{r: 0}}", ["'r'", "method 'lora'", "greater than or equal to 1"]),
     "plugin option of another type": (f"{YAML}lora: {{r: [1]}}", ["'r'", "[1]", "integer"]),
     "plugin options as text": (f"{YAML}lora: r=4", ["lora"]),

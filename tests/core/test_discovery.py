@@ -49,7 +49,7 @@ def test_an_installed_plugin_is_found_under_the_name_its_metadata_gives(publish:
     publish("ftcore-nova", "method", "nova", METHOD.format(default=3))
     offer = find("method", "nova")
     assert (offer.distribution, offer.version, offer.label) == ("ftcore-nova", "1.5", "method 'nova' (ftcore-nova 1.5)")
-    assert "ftcore_vera_module" not in sys.modules
+    assert "ftcore_nova_module" not in sys.modules
     assert resolve({**NAMES, "method": "nova"}).plain()["nova"] == {"r": 3}
 
 

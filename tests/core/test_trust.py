@@ -97,7 +97,7 @@ def test_an_unknown_distribution_is_refused_with_the_nearest() -> None:
         offers()
     with (
         only_from("numpy"),
-        pytest.raises(Refused, match=r"no such distribution with plugins.*there are ftcore-causal"),
+        pytest.raises(Refused, match=r"no such distribution with plugins.*there are .*ftcore-causal"),
     ):
         listing()
 
@@ -213,17 +213,17 @@ def test_the_flags_are_in_the_help_and_end_at_two_dashes(command: Command) -> No
 
 def test_the_same_code_has_the_same_digest_wherever_it_lies(publish: Publish, tmp_path: Path) -> None:
     folder = publish("ftcore-nova", "method", "nova", BIASES.format(default=3), package=True)
-    (folder / "ftcore_vera_module" / "more").mkdir()
-    (folder / "ftcore_vera_module" / "more" / "parts.py").write_text("PARTS = 1\n")
+    (folder / "ftcore_nova_module" / "more").mkdir()
+    (folder / "ftcore_nova_module" / "more" / "parts.py").write_text("PARTS = 1\n")
     told = {digest_in(folder)}
     moved = Path(shutil.copytree(folder, tmp_path / "elsewhere" / "site-packages"))
     told.add(digest_in(moved))
-    (moved / "ftcore_vera_module" / "notes.txt").write_text("no code")
+    (moved / "ftcore_nova_module" / "notes.txt").write_text("no code")
     told.add(digest_in(moved))
     assert len(told) == 1
-    (moved / "ftcore_vera_module" / "more" / "parts.py").write_text("PARTS = 2\n")
+    (moved / "ftcore_nova_module" / "more" / "parts.py").write_text("PARTS = 2\n")
     assert digest_in(moved) not in told
-    (moved / "ftcore_vera_module" / "more" / "parts.py").rename(moved / "ftcore_vera_module" / "parts.py")
+    (moved / "ftcore_nova_module" / "more" / "parts.py").rename(moved / "ftcore_nova_module" / "parts.py")
     assert len({digest_in(moved), *told}) == 2
 
 

@@ -107,12 +107,12 @@ def test_a_plugin_for_another_contract_is_refused_with_both_versions_and_not_imp
     with pytest.raises(Refused) as raised:
         choose("method", "nova", {})
     assert str(raised.value) == said
-    assert "ftcore_vera_module" not in sys.modules
+    assert "ftcore_nova_module" not in sys.modules
 
 
 def test_an_instance_of_a_plugin_for_another_contract_is_refused_too(publish: Publish) -> None:
     publish("ftcore-nova", "method", "nova", BIASES, requires="ftcore>=2")
-    from ftcore_vera_module import It  # type: ignore[import-not-found]
+    from ftcore_nova_module import It  # type: ignore[import-not-found]
 
     with pytest.raises(Refused, match="was built for ftcore >=2 and this is"):
         choose("method", It(), {})
@@ -148,7 +148,7 @@ def change(tmp_path: Path) -> Callable[..., None]:
         described = folder / "ftcore_nova-1.5.dist-info" / "METADATA"
         described.write_text(described.read_text().replace("Version: 1.5", f"Version: {version}"))
         if code:
-            (folder / "ftcore_vera_module.py").write_text(f"{BIASES}\n# changed\n")
+            (folder / "ftcore_nova_module.py").write_text(f"{BIASES}\n# changed\n")
 
     return make
 

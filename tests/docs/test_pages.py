@@ -75,12 +75,24 @@ def test_every_value_of_the_contract_is_documented_field_by_field(generator: Mod
 
 
 @pytest.mark.parametrize("folder", PLUGINS, ids=lambda folder: folder.name)
-def test_a_plugins_readme_has_its_four_parts(folder: Path) -> None:
+def test_a_plugins_readme_has_its_parts_in_order(folder: Path) -> None:
     text = (folder / "README.md").read_text(encoding="utf-8")
     project = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert re.findall(r"^#+ .*$", text, re.MULTILINE) == [f"# {project['name']}", "## Install", "## Use", "## Options"]
+    without_code = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    titles = re.findall(r"^#+ .*$", without_code, re.MULTILINE)
+    assert titles[:3] == [f"# {project['name']}", "## Install", "## Use"]
+    assert titles[-1] == "## Options"
     assert re.search(r"^# .+\n\n[A-Z].+\n", text), "it opens with a sentence"
     assert f"pip install {project['name']}" in text
+
+
+@pytest.mark.parametrize("folder", [one for one in PLUGINS if one.parent.name == "methods"], ids=lambda one: one.name)
+def test_a_methods_readme_names_its_paper_its_cost_and_when_to_choose_it(folder: Path) -> None:
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    if folder.name not in ("full", "freeze", "peft"):  # they have no paper of their own
+        assert re.search(r"arXiv:\d{4}\.\d{5}", text)
+    assert re.search(r"\bcosts?\b", text, re.IGNORECASE)
+    assert re.search(r"\bchoose\b", text, re.IGNORECASE)
 
 
 def test_requirements_name_every_plugin_once() -> None:

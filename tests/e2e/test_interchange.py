@@ -23,8 +23,8 @@ LORA: dict[str, dict[str, Any]] = {
     "some": {"parts": ["attention.q", "mlp.down"], "dropout": 0.1},
     "named": {"target_modules": ["layers.1.self_attn.v_proj", "lm_head"]},
 }
-HRA = {"type": "HRA", "settings": {"r": 4}}
-MISS = {"type": "MISS", "settings": {"r": 4}}
+HRA = {"type": "HRA", "config": {"r": 4}}
+MISS = {"type": "MISS", "config": {"r": 4}}
 ADAPTERS = [
     *(pytest.param("qwen", "qwen2", "lora", options, id=f"lora-{name}") for name, options in LORA.items()),
     pytest.param("qwen", "qwen3", "lora", {}, id="lora-qwen3"),

@@ -119,6 +119,11 @@ class AdaLoRA(MergeablePeftMethod):
         with without_warnings():
             return super().save_adapter(run, model)
 
+    def published(self, model: PeftModel) -> dict[str, Tensor]:
+        """A, B and E of every layer; what allocating ranks remembers is for checkpoints alone."""
+        letters = {f"lora_{letter}" for letter in TRIPLET}
+        return {name: t for name, t in super().published(model).items() if name.rpartition(".")[2] in letters}
+
     @hookimpl
     def load_adapter(self, run: Run, model: PeftModel, adapter: Adapter) -> frozenset[str]:
         """The model holds the tensors of `adapter`, at full rank with zeros where a rank was not kept."""

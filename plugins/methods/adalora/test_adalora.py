@@ -137,6 +137,7 @@ def test_the_adapter_holds_the_kept_ranks_and_loads_in_peft(finished: Path, chec
     from transformers import AutoModelForCausalLM
 
     tensors = load_file(finished / "adapter_model.safetensors")
+    assert {name.rpartition(".")[2] for name in tensors} == {"lora_A", "lora_B", "lora_E"}
     assert sum(tensor.numel() for name, tensor in tensors.items() if "lora_E" in name) == 8
     ids = torch.arange(5, 25)[None]
     plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(checkpoint("qwen2")), finished)

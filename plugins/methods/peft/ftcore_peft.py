@@ -53,17 +53,22 @@ class PeftMethod:
     @hookimpl
     def save_adapter(self, run: Run, model: PeftModel) -> Adapter:
         """What `PeftModel.from_pretrained` reads."""
+        config = {**model.peft_config["default"].to_dict(), "inference_mode": True}
+        return Adapter(config, self.published(model), "peft")
+
+    def published(self, model: PeftModel) -> dict[str, Tensor]:
+        """The adapter's tensors under the names by which PEFT publishes them."""
         from peft import get_peft_model_state_dict
 
-        config = {**model.peft_config["default"].to_dict(), "inference_mode": True}
-        return Adapter(config, get_peft_model_state_dict(model, save_embedding_layers=False), "peft")
+        found: dict[str, Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
+        return found
 
     @hookimpl
     def load_adapter(self, run: Run, model: PeftModel, adapter: Adapter) -> frozenset[str]:
         """The model holds the tensors of `adapter`; one that it wants and does not get is refused by name."""
-        from peft import get_peft_model_state_dict, set_peft_model_state_dict
+        from peft import set_peft_model_state_dict
 
-        wanted = get_peft_model_state_dict(model, save_embedding_layers=False).keys()
+        wanted = self.published(model).keys()
         missing = sorted(wanted - adapter.tensors.keys())
         if missing:
             raise Refused(f"the saved adapter lacks tensor '{missing[0]}'; it was made with other options")
