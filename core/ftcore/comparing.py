@@ -174,10 +174,8 @@ def _cells(entry: Entry) -> tuple[str, ...]:
 
 LEFT, RIGHT, ROW, TOP = 150.0, 70.0, 22.0, 46.0
 WIDTH = 760.0
-STYLE = (
-    "text{font:12px system-ui,sans-serif;fill:#444}.name{text-anchor:end}.tick{text-anchor:middle}"
-    ".grid{stroke:#ddd}.before{stroke:#c44;stroke-dasharray:4 3}.bar{stroke:#8ab;stroke-width:2}.dot{fill:#246}"
-)
+TEXT = "font-family='sans-serif' font-size='12' fill='#444'"
+GRID, BEFORE, BAR = "stroke='#ddd'", "stroke='#c44'", "stroke='#8ab' stroke-width='2'"
 
 
 def picture(entries: Sequence[Entry]) -> str:
@@ -190,17 +188,17 @@ def picture(entries: Sequence[Entry]) -> str:
         return f"{LEFT + axis.share(loss) * (WIDTH - LEFT - RIGHT):.1f}"
 
     def drawn() -> Iterator[str]:
-        yield f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {WIDTH:.0f} {height:.0f}'><style>{STYLE}</style>"
-        yield f"<text x='{LEFT}' y='16'>held-out loss; the dashed line is before training</text>"
+        yield f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {WIDTH:.0f} {height:.0f}' {TEXT}>"
+        yield f"<text x='{LEFT}' y='16'>held-out loss; the red line is before training</text>"
         for tick in axis.ticks():
-            yield f"<line class='grid' x1='{at(tick)}' x2='{at(tick)}' y1='{TOP - 8}' y2='{height - 16:.0f}'/>"
-            yield f"<text class='tick' x='{at(tick)}' y='{TOP - 14}'>{axis.label(tick)}</text>"
+            yield f"<line {GRID} x1='{at(tick)}' x2='{at(tick)}' y1='{TOP - 8}' y2='{height - 16:.0f}'/>"
+            yield f"<text text-anchor='middle' x='{at(tick)}' y='{TOP - 14}'>{axis.label(tick)}</text>"
         for row, entry in enumerate(done):
             y, start, end = TOP + ROW * (row + 0.5), at(entry.before["loss"]), at(entry.loss)
-            yield f"<line class='before' x1='{start}' x2='{start}' y1='{y - 9:.1f}' y2='{y + 9:.1f}'/>"
-            yield f"<line class='bar' x1='{start}' x2='{end}' y1='{y:.1f}' y2='{y:.1f}'/>"
-            yield f"<circle class='dot' cx='{end}' cy='{y:.1f}' r='4'/>"
-            yield f"<text class='name' x='{LEFT - 12}' y='{y + 4:.1f}'>{escape(entry.method)}</text>"
+            yield f"<line {BEFORE} x1='{start}' x2='{start}' y1='{y - 9:.1f}' y2='{y + 9:.1f}'/>"
+            yield f"<line {BAR} x1='{start}' x2='{end}' y1='{y:.1f}' y2='{y:.1f}'/>"
+            yield f"<circle fill='#246' cx='{end}' cy='{y:.1f}' r='4'/>"
+            yield f"<text text-anchor='end' x='{LEFT - 12}' y='{y + 4:.1f}'>{escape(entry.method)}</text>"
             yield f"<text x='{WIDTH - RIGHT + 10}' y='{y + 4:.1f}'>{number(entry.loss)}</text>"
         yield "</svg>\n"
 

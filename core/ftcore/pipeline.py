@@ -18,7 +18,7 @@ from ftcore.batches import Order, TokenRow
 from ftcore.checkpoints import Store, locked, publish
 from ftcore.config import Recipe
 from ftcore.discovery import Hooks, bind, declared_datum
-from ftcore.errors import Refused
+from ftcore.errors import FtcoreError, Refused
 from ftcore.families import read_tokenizer
 from ftcore.generation import generate
 from ftcore.hooks import Data, Intent, Loaded, Run
@@ -103,7 +103,12 @@ def prepare(recipe: Recipe, screen: Screen, *, answer: bool) -> Prepared:
 def rehearse(recipe: Recipe) -> None:
     """Refused before a weight is read when model and methods do not go together, as their shapes alone tell."""
     hooks, run = begin(recipe, "plan", lambda line: None)
-    inject_adapter(hooks, run, load_model(hooks, run), None, recipe.settings.steps or MANY_STEPS)
+    try:
+        inject_adapter(hooks, run, load_model(hooks, run), None, recipe.settings.steps or MANY_STEPS)
+    except FtcoreError:
+        raise
+    except Exception:
+        return  # what only fails without weights may well run with them
 
 
 def begin(recipe: Recipe, intent: Intent, say: Callable[[str], None]) -> tuple[Hooks, Run]:

@@ -54,7 +54,7 @@ def test_the_command_prints_the_table_and_leaves_it_beside_a_plot(job: dict[str,
     assert "it trains every weight already" in said.stdout.partition("- full+lora: ")[2]
     assert (tmp_path / "comparison.md").read_text(encoding="utf-8").strip() in said.stdout
     picture = ElementTree.fromstring((tmp_path / "comparison.svg").read_text(encoding="utf-8"))
-    names = [text.text for text in picture.iter("{http://www.w3.org/2000/svg}text") if text.get("class") == "name"]
+    names = [text.text for text in picture.iter("{http://www.w3.org/2000/svg}text") if text.get("text-anchor") == "end"]
     assert names == ["lora"]
     entries = json.loads((tmp_path / "comparison.json").read_text(encoding="utf-8"))
     assert [(entry["method"], bool(entry["refused"])) for entry in entries] == [("lora", False), ("full+lora", True)]
