@@ -12,4 +12,4 @@ from ftcore_prompt import PrefixMethod
 class PTuningV2(PrefixMethod):
     """In every layer softmax(q [P_k; K]^T) [P_v; V] with P_k, P_v learned as they are and the model frozen."""
 
-    suggested_lr: ClassVar[float] = 5e-3
+    suggested_lr: ClassVar[float] = 2e-2
