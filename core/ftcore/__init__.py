@@ -6,13 +6,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ftcore.api import attach, compare, inject, load, merge, plan, plugins, run
+    from ftcore.api import attach, compare, convert, inject, load, merge, plan, plugins, run
     from ftcore.declaring import options
     from ftcore.errors import FtcoreError, Interrupted, Refused
     from ftcore.hooks import Adapter, Batch, Data, Example, Loaded, Probe, Run, hookimpl
 
 _HOME = {
-    **dict.fromkeys(("attach", "compare", "inject", "load", "merge", "plan", "plugins", "run"), "ftcore.api"),
+    **dict.fromkeys(
+        ("attach", "compare", "convert", "inject", "load", "merge", "plan", "plugins", "run"), "ftcore.api"
+    ),
     **dict.fromkeys(("FtcoreError", "Interrupted", "Refused"), "ftcore.errors"),
     **dict.fromkeys(("Adapter", "Batch", "Data", "Example", "Loaded", "Probe", "Run", "hookimpl"), "ftcore.hooks"),
     "options": "ftcore.declaring",
@@ -31,6 +33,7 @@ __all__ = [
     "Run",
     "attach",
     "compare",
+    "convert",
     "hookimpl",
     "inject",
     "load",

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ftcore.comparing import Entry
-    from ftcore.hooks import Loaded
+    from ftcore.hooks import Intent, Loaded
     from ftcore.pipeline import Outcome
     from ftcore.planning import Plan
 
@@ -48,17 +48,21 @@ def compare(methods: Sequence[str], *, output: str | Path, **keys: Any) -> tuple
 
 def load(model: Any, task: Any = None, checkpoint: str | Path | None = None, **family: Any) -> Loaded:
     """A base model with its tokenizer and parts; `family` are options of the model plugin, `task` chooses the head."""
+    return _load(model, task, checkpoint, "infer", family)
+
+
+def _load(model: Any, task: Any, checkpoint: str | Path | None, intent: Intent, family: Mapping[str, Any]) -> Loaded:
     from ftcore.discovery import bind, choose, declared_datum
     from ftcore.hooks import Run
     from ftcore.pipeline import load_model
     from ftcore.settings import Settings
     from ftcore.training import Core
 
-    chosen = choose("model", model, family)
+    chosen = choose("model", model, dict(family))
     head = declared_datum(choose("task", task, {}).plugin if task else None, "head")
     settings = Settings(checkpoint=None if checkpoint is None else str(checkpoint))
     hooks = bind([chosen], Core())
-    return load_model(hooks, Run(settings, "infer", head))
+    return load_model(hooks, Run(settings, intent, head))
 
 
 def attach(directory: str | Path, **overrides: Any) -> Loaded:
@@ -76,6 +80,17 @@ def merge(directory: str | Path, *, output: str | Path, stream: bool = False, **
     from ftcore import merging
 
     return merging.merge(Path(directory), Path(output), lambda line: None, overrides, stream=stream)
+
+
+def convert(checkpoint: str | Path, *, model: Any, output: str | Path, **family: Any) -> Path:
+    """A plain checkpoint in `output`, with its tokenizer, made from one of the family `model` in another shape.
+
+    transformers loads it without ftcore. It keeps the precision of the files, and one tensor at a time is in memory.
+    """
+    from ftcore import merging
+
+    merging.refuse_existing(Path(output))
+    return merging.convert(_load(model, None, checkpoint, "plan", family), Path(output))
 
 
 def inject(module: nn.Module, *, method: Any, **options: Any) -> nn.Module:

@@ -21,7 +21,10 @@ def opened(where: str, family: str | None) -> Loaded:
     """A run with its adapter, or a plain checkpoint of `family`, ready to answer."""
     if (Path(where) / RUN_FILE).exists():
         return api.attach(where)
-    return api.load(family or _family(where), checkpoint=where)
+    loaded = api.load(family or _family(where), checkpoint=where)
+    if loaded.tokenizer is None:
+        raise Refused(f"the checkpoint '{where}' has no tokenizer; add the files of its vocabulary")
+    return loaded
 
 
 def _family(where: str) -> str:
@@ -31,7 +34,9 @@ def _family(where: str) -> str:
         raise Refused(f"'{where}' is neither a run nor a checkpoint directory; for a hub id name the --model too")
     model_type = json.loads(file.read_text(encoding="utf-8")).get("model_type")
     for offer in sound("model"):
-        if model_type in declared_datum(offer.load(), "model_types"):
+        family = offer.load()
+        native = declared_datum(family, "model_types")
+        if model_type in (*native, *(one.model_type for one in declared_datum(family, "originals"))):
             return offer.name
     raise Refused(f"no installed family loads the model type '{model_type}' of '{where}'; name one with --model")
 

@@ -421,6 +421,38 @@ def merge(ctx: click.Context, /, directory: Path, output: Path, stream: bool, **
     click.echo(f"the merged model is in {output}; load it with transformers' from_pretrained")
 
 
+class ConvertCommand(RunCommand):
+    """A command on a checkpoint, whose flags are the options of the family that its arguments name."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """The arguments parsed with the flags of the family they name."""
+        ctx.meta["ftcore.dynamic"] = list(_flags_of_family(_peeked(args).get("model")))
+        return click.Command.parse_args(self, ctx, args)
+
+
+def _flags_of_family(name: str | None) -> Iterator[click.Parameter]:
+    from ftcore.declaring import declared
+    from ftcore.discovery import find
+
+    if name:
+        offer = find("model", name)
+        yield from (Flag(option, offer.name, f"model {offer.name}") for option in declared(offer.load()))
+
+
+@cli.command(cls=ConvertCommand)
+@click.argument("checkpoint")
+@click.option("--model", required=True, metavar="FAMILY", help="The model family, whose options are flags too.")
+@click.option("--output", required=True, type=click.Path(path_type=Path), help="New directory for the plain model.")
+@click.pass_context
+def convert(ctx: click.Context, /, checkpoint: str, model: str, output: Path, **given: Any) -> None:
+    """Write a checkpoint in its authors' own shape as a plain one that needs neither ftcore nor their code."""
+    from ftcore import api
+
+    family = next(iter(_options_given(ctx).values()), {})
+    api.convert(checkpoint, model=model, output=output, **family)
+    click.echo(f"the plain model is in {output}; load it with transformers' from_pretrained")
+
+
 @cli.command()
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.option("--data", multiple=True, metavar="FILE", help="Rows to evaluate on; without it the run's held-out rows.")

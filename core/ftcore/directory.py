@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 RUN_FILE, METRICS_FILE, SAMPLES_FILE, CARD_FILE = "ftcore.json", "metrics.jsonl", "samples.json", "README.md"
 CONFIG_FILE, TENSOR_FILE = "adapter_config.json", "adapter_model.safetensors"
-HASHED = (".safetensors", ".json", ".jinja", ".model")
+HASHED = (".safetensors", ".bin", ".json", ".jinja", ".model", ".tiktoken")
 
 
 def record(recipe: Recipe, loaded: Loaded, data: Data, steps: int) -> dict[str, Any]:

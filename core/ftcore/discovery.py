@@ -40,6 +40,7 @@ DECLARABLE: Mapping[str, Any] = {
     "head": "causal-lm",  # task: the model head it needs
     "heads": ("causal-lm",),  # model: the heads it can load
     "model_types": (),  # model: the config.json model types it loads
+    "originals": (),  # model: how checkpoints of other names and shapes become those of its types
     "suggested_lr": 2e-4,  # method: the peak learning rate when none is given
     "alone": "",  # method: why it cannot stand beside another; empty means that it can
     "one_of": "",  # method: what it goes through, of which a run takes one; empty means nothing shared

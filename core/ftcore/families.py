@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from ftcore.converting import Fields, Original, native, shapes_of
 from ftcore.declaring import nearest, options
 from ftcore.errors import Refused
 from ftcore.hooks import Loaded, Run, hookimpl
 from ftcore.settings import dtype_of
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 UNLIMITED = 2**20  # positions, where a family computes them from distances
@@ -50,9 +54,11 @@ class HFModel:
     """A family that transformers implements: `model_types` it loads, `roles` as module patterns, perhaps a `starter`.
 
     In a pattern `*` stands for any run of characters, a block's number or more; blanks separate several patterns.
+    `originals` say how checkpoints of other names and shapes become native.
     """
 
     model_types: ClassVar[tuple[str, ...]] = ()
+    originals: ClassVar[tuple[Original, ...]] = ()
     heads: ClassVar[tuple[str, ...]] = ("causal-lm",)
     roles: ClassVar[Mapping[str, str]] = LLAMA_ROLES
     starter: ClassVar[Path | None] = None
@@ -67,10 +73,55 @@ class HFModel:
     @hookimpl
     def load_model(self, run: Run, kwargs: Mapping[str, Any]) -> Loaded:
         """The checkpoint in transformers' own class, every weight filled from the checkpoint and none left over."""
-        folder = without_adapter(locate(run, self.starter, type(self).__name__))
-        config = read_config(folder, self.model_types)
+        converts = bool(self.originals)
+        folder = without_adapter(locate(run, self.starter, type(self).__name__, pickled=converts))
+        original = self.original(read_fields(folder)) if converts else None
+        if original is not None:
+            return self._converted(run, folder, original, kwargs)
+        config = read_config(folder, self.model_types, self.known_types)
         tokenizer = read_tokenizer(folder, optional=run.intent == "plan")
-        model = self._model(run, folder, config, dict(kwargs))
+        model = self._model(run, config, kwargs, lambda auto, given: strictly_loaded(auto, folder, config, given))
+        return self._loaded(run, folder, model, tokenizer, stop_ids(model, tokenizer))
+
+    @property
+    def known_types(self) -> tuple[str, ...]:
+        """The model types that it loads as they are, and those that it makes native."""
+        return tuple(dict.fromkeys((*(one.model_type for one in self.originals), *self.model_types)))
+
+    def original(self, fields: Fields) -> Original | None:
+        """What says how a checkpoint with this config.json becomes native; None when it is native already."""
+        kind = fields.get("model_type")
+        return next((one for one in self.originals if one.model_type == kind and one.recognises(fields)), None)
+
+    def _converted(self, run: Run, folder: str, original: Original, kwargs: Mapping[str, Any]) -> Loaded:
+        """A checkpoint of other names and shapes in transformers' own class, with a tokenizer built from its files."""
+        import torch
+        import transformers
+
+        fields = read_fields(folder)
+        refuse_quantised(folder, fields)
+        config = native_config(folder, original, fields)
+        with torch.device("meta"):
+            empty = getattr(transformers, HEADS[run.head]).from_config(config)
+        tensors = partial(native, folder, original.rules(fields), shapes_of(empty), original.zeros(fields))
+        tokenizer = built_tokenizer(folder, original, fields, optional=run.intent != "train")
+        model = self._model(run, config, kwargs, lambda _, given: filled(type(empty), config, tensors(), given))
+        if note := original.note(fields) if run.intent != "plan" else "":
+            run.say(note)
+        known = tokenizer.get_vocab() if tokenizer else {}
+        stops = (*stop_ids(model, tokenizer), *(known[stop] for stop in original.stops if stop in known))
+        loaded = self._loaded(run, folder, model, tokenizer, tuple(dict.fromkeys(stops)))
+        return replace(loaded, tensors=tensors)
+
+    def _loaded(
+        self,
+        run: Run,
+        folder: str,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None,
+        stops: tuple[int, ...],
+    ) -> Loaded:
+        config: Any = model.config
         return Loaded(
             model=model,
             tokenizer=tokenizer,
@@ -78,12 +129,18 @@ class HFModel:
             checkpoint=folder,
             max_positions=int(getattr(config, "max_position_embeddings", None) or UNLIMITED),
             vocab_size=int(config.vocab_size),
-            stop_ids=stop_ids(model, tokenizer),
+            stop_ids=stops,
             unpackable=self.unpackable,
             lr_scale=self.starter_lr_scale if run.settings.checkpoint is None else 1.0,
         )
 
-    def _model(self, run: Run, folder: str, config: PreTrainedConfig, kwargs: dict[str, Any]) -> PreTrainedModel:
+    def _model(
+        self,
+        run: Run,
+        config: PreTrainedConfig,
+        kwargs: Mapping[str, Any],
+        pretrained: Callable[[Any, Mapping[str, Any]], PreTrainedModel],
+    ) -> PreTrainedModel:
         import torch
         import transformers
 
@@ -99,11 +156,14 @@ class HFModel:
                 return auto.from_config(config, **given)  # type: ignore[no-any-return]
         if self.weights == "random":
             return auto.from_config(config, **given)  # type: ignore[no-any-return]
-        return strictly_loaded(auto, folder, config, given)
+        return pretrained(auto, given)
 
 
-def locate(run: Run, starter: Path | None, family: str) -> str:
-    """The directory or hub id of the base weights; Refused when a path does not hold a checkpoint."""
+def locate(run: Run, starter: Path | None, family: str, *, pickled: bool = False) -> str:
+    """The directory of the base weights; Refused when a path does not hold a checkpoint.
+
+    From the hub come pickled weights too, where there are no others and `pickled` allows it.
+    """
     asked = run.settings.checkpoint
     if asked is None:
         if starter is None:
@@ -121,7 +181,7 @@ def locate(run: Run, starter: Path | None, family: str) -> str:
         near = nearest(path.name, siblings)
         hint = f"did you mean '{path.parent / near}'?" if near else "pass a directory with config.json or a hub id"
         raise Refused(f"the checkpoint '{asked}' is no directory; {hint}")
-    return _snapshot(asked, weights=run.intent != "plan")
+    return _snapshot(asked, weights=run.intent != "plan", pickled=pickled)
 
 
 def without_adapter(folder: str) -> str:
@@ -131,31 +191,80 @@ def without_adapter(folder: str) -> str:
     return folder
 
 
-def _snapshot(hub_id: str, *, weights: bool) -> str:
+def _snapshot(hub_id: str, *, weights: bool, pickled: bool) -> str:
     """The local copy of a hub checkpoint, with its weights or without."""
     from huggingface_hub import snapshot_download
 
     wanted = ["*.json", "*.model", "*.tiktoken", "*.txt", "*.jinja", *(["*.safetensors"] if weights else [])]
     try:
-        return str(snapshot_download(hub_id, allow_patterns=wanted))
+        folder = str(snapshot_download(hub_id, allow_patterns=wanted))
+        if weights and pickled and not any(Path(folder).glob("*.safetensors")):
+            return str(snapshot_download(hub_id, allow_patterns=[*wanted, "*.bin"]))
+        return folder
     except Exception as unreachable:
         reason = str(unreachable).strip().splitlines()[0]
         raise Refused(f"the checkpoint '{hub_id}' is no directory and the hub did not give it ({reason})") from None
 
 
-def read_config(folder: str, model_types: tuple[str, ...]) -> PreTrainedConfig:
-    """The configuration of a checkpoint whose model type is one of `model_types`; no code beside it is ever run."""
+def read_fields(folder: str) -> Fields:
+    """The fields of a checkpoint's config.json, as they are written."""
+    try:
+        fields = json.loads(Path(folder, "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as unreadable:
+        raise Refused(f"the config.json in '{folder}' cannot be read: {unreadable}") from None
+    if not isinstance(fields, dict):
+        raise Refused(f"the config.json in '{folder}' cannot be read: it is no object")
+    return fields
+
+
+def refuse_quantised(folder: str, fields: Fields) -> None:
+    """Refused when the weights are not the numbers that the model computes with."""
+    kind = fields.get("quantization_config")
+    if kind:
+        method = kind.get("quant_method", "some method") if isinstance(kind, dict) else kind
+        raise Refused(f"the checkpoint '{folder}' is quantised by {method}; use the unquantised one it was made from")
+
+
+def native_config(folder: str, original: Original, fields: Fields) -> PreTrainedConfig:
+    """The native config of an original checkpoint; Refused when its own lacks a field or has one that means nothing."""
+    try:
+        return original.config(fields)
+    except (KeyError, TypeError, ValueError) as unfit:
+        what = f"it lacks {unfit}" if isinstance(unfit, KeyError) else " ".join(str(unfit).split())[:200]
+        raise Refused(f"the config.json in '{folder}' cannot be read: {what}; use the published one") from None
+
+
+def built_tokenizer(
+    folder: str, original: Original, fields: Fields, *, optional: bool
+) -> PreTrainedTokenizerBase | None:
+    """The tokenizer made from a checkpoint's own vocabulary; None where it may be absent and there is no file."""
+    if any(any(Path(folder).glob(pattern)) for pattern in ("*.model", "*.tiktoken")):
+        return original.tokenizer(Path(folder), fields)
+    if optional:
+        return None
+    raise Refused(f"the tokenizer in '{folder}' cannot be read: there is no vocabulary; add its tokenizer.model")
+
+
+def read_config(folder: str, model_types: tuple[str, ...], known: tuple[str, ...] = ()) -> PreTrainedConfig:
+    """The configuration of a checkpoint whose model type is one of `model_types`; no code beside it is ever run.
+
+    A refusal names the types that are `known`, where the family makes others native too.
+    """
     from transformers import AutoConfig
 
+    loads = ", ".join(known or model_types)
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as unreadable:
+        kind = read_fields(folder).get("model_type")
         reason = " ".join(str(unreadable).split())[:200] or type(unreadable).__name__
-        raise Refused(f"the config.json in '{folder}' cannot be read: {reason}") from None
+        foreign = f"it is of type '{kind}', and this family loads {loads}; 'ftcore plugins' lists the families"
+        why = reason if kind in model_types else foreign
+        raise Refused(f"the config.json in '{folder}' cannot be read: {why}") from None
     if config.model_type not in model_types:
         raise Refused(
-            f"the checkpoint '{folder}' is of type '{config.model_type}', and this family loads "
-            f"{', '.join(model_types)}; 'ftcore plugins' lists the families"
+            f"the checkpoint '{folder}' is of type '{config.model_type}', and this family loads {loads}; "
+            "'ftcore plugins' lists the families"
         )
     config._attn_implementation = None  # a file may name a kernel of the hub there, which is code
     return config
@@ -198,6 +307,14 @@ def strictly_loaded(auto: Any, folder: str, config: PreTrainedConfig, given: Map
                 f"tensors, the first is '{name}'; the checkpoint is incomplete or of another architecture"
             )
     return model  # type: ignore[no-any-return]
+
+
+def filled(
+    cls: type[PreTrainedModel], config: PreTrainedConfig, tensors: Mapping[str, Tensor], given: Mapping[str, Any]
+) -> PreTrainedModel:
+    """The model made of exactly these tensors, in the precision asked for."""
+    state = {name: tensor.to(given["dtype"]) for name, tensor in tensors.items()}
+    return cls.from_pretrained(None, config=config, state_dict=state, **given)
 
 
 def parts_of(model: nn.Module, roles: Mapping[str, str]) -> dict[str, tuple[str, ...]]:

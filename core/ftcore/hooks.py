@@ -40,7 +40,8 @@ class Loaded:
 
     `parts` maps a role (`attention.q`, `mlp.up`, `embedding`, `head`, `norm`, `block`) to module names.
     `unpackable` says why rows cannot be laid end to end; empty means that they can. `lr_scale` is what a method's
-    suggested learning rate is multiplied by: a very small model wants larger steps.
+    suggested learning rate is multiplied by: a very small model wants larger steps. `tensors` opens the checkpoint's
+    tensors under the model's names, each read when it is asked for, where its files hold them in another shape.
     """
 
     model: nn.Module
@@ -52,6 +53,7 @@ class Loaded:
     stop_ids: tuple[int, ...] = ()
     unpackable: str = ""
     lr_scale: float = 1.0
+    tensors: Callable[[], Mapping[str, Tensor]] | None = None
 
 
 class Row(Protocol):

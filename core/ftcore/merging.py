@@ -30,8 +30,7 @@ def merge(
 
     With `stream` one block is in memory at a time, and layers are compared; without it the whole model's logits are.
     """
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise Refused(f"the output '{output}' exists already; name a new directory")
+    refuse_existing(output)
     if stream:
         with staged(output) as folder:
             difference = streaming.write(directory, folder, overrides, say)
@@ -44,6 +43,22 @@ def merge(
     difference = _compare(wanted, logits_of_probe(merged, attached.loaded), next(merged.parameters()).element_size())
     say(f"the merged model's logits are within {difference:.1e} of the adapted model's")
     _write(merged, attached.loaded, output)
+    return output
+
+
+def refuse_existing(output: Path) -> None:
+    """Refused when `output` is there and no empty directory."""
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise Refused(f"the output '{output}' exists already; name a new directory")
+
+
+def convert(loaded: Loaded, output: Path) -> Path:
+    """`output` is the plain checkpoint that transformers loads without ftcore; it appears whole or not at all."""
+    refuse_existing(output)
+    if loaded.tensors is None:
+        raise Refused(f"the checkpoint '{loaded.checkpoint}' is a plain one already; use it as it is")
+    with staged(output) as folder:
+        streaming.convert(loaded, loaded.tensors(), folder)
     return output
 
 

@@ -21,6 +21,7 @@ from ftcore.settings import dtype_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+    from transformers import PreTrainedTokenizerBase
 
 SHARD_BYTES = 5 * 10**9
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
@@ -30,12 +31,12 @@ Sizes = Mapping[str, tuple[tuple[int, ...], int]]  # shape and bytes of each ten
 
 @dataclass(frozen=True)
 class Source:
-    """A run to merge: its plugins, the model without weights, where the weights are, and the adapter."""
+    """A run to merge: its plugins, the model without weights, the weights, read when asked for, and the adapter."""
 
     hooks: Hooks
     run: Run
     skeleton: Loaded
-    files: Mapping[str, Path]
+    tensors: Mapping[str, Tensor]
     adapter: Adapter
     steps: int
 
@@ -60,26 +61,57 @@ def write(output: Path, folder: Path, overrides: Mapping[str, object], say: Call
     unused = sorted(source.adapter.tensors.keys() - taken)
     if unused:
         raise FtcoreError(f"no block of the model took tensor '{unused[0]}' of the adapter; merge without --stream")
-    _write_configuration(source.skeleton, folder, output)
+    _write_configuration(source.skeleton, read_tokenizer(str(output)), folder)
     return worst
+
+
+def convert(loaded: Loaded, tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """`folder` is a plain checkpoint of `tensors`, written one at a time in the precision of the first."""
+    dtype = next(tensor.dtype for tensor in tensors.values())
+    state = loaded.model.state_dict()
+    held = {name: (tuple(state[name].shape), state[name].numel() * dtype.itemsize) for name in tensors}
+    places = lay_out(folder, held, DTYPES[str(dtype).removeprefix("torch.")])
+    for name, tensor in tensors.items():
+        put(places[name], tensor.to(dtype))
+    model: Any = loaded.model
+    model.config.dtype = dtype
+    _write_configuration(loaded, loaded.tokenizer, folder)
 
 
 def opened(output: Path, overrides: Mapping[str, object], say: Callable[[str], None]) -> Source:
     """The run in `output`, its base on the meta device; refused when base or adapter are not what they were."""
     _, hooks, run, steps = reopen(output, "merge", overrides, say)
     skeleton = load_base(hooks, replace(run, intent="plan"), output)
-    return Source(hooks, run, skeleton, index(skeleton.checkpoint), directory.read_adapter(output), steps)
+    tensors = skeleton.tensors() if skeleton.tensors else Stored(skeleton.checkpoint)
+    return Source(hooks, run, skeleton, tensors, directory.read_adapter(output), steps)
 
 
-def index(checkpoint: str) -> dict[str, Path]:
-    """Which file of a checkpoint holds each tensor."""
-    from safetensors import safe_open
+class Stored(Mapping[str, "Tensor"]):
+    """The tensors of a checkpoint directory, each read when it is asked for."""
 
-    found: dict[str, Path] = {}
-    for file in sorted(Path(checkpoint).glob("*.safetensors")):
-        with safe_open(file, framework="pt") as opened_file:
-            found.update(dict.fromkeys(opened_file.keys(), file))
-    return found
+    def __init__(self, checkpoint: str) -> None:
+        from safetensors import safe_open
+
+        self.files: dict[str, Path] = {}
+        for file in sorted(Path(checkpoint).glob("*.safetensors")):
+            with safe_open(file, framework="pt") as opened_file:
+                self.files.update(dict.fromkeys(opened_file.keys(), file))
+
+    def __getitem__(self, name: str) -> Tensor:
+        """The tensor in the precision in which it is stored."""
+        from safetensors import safe_open
+
+        with safe_open(self.files[name], framework="pt") as file:
+            tensor: Tensor = file.get_tensor(name)
+            return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        """The names, file by file."""
+        return iter(self.files)
+
+    def __len__(self) -> int:
+        """How many tensors there are."""
+        return len(self.files)
 
 
 def sizes(source: Source) -> Sizes:
@@ -139,21 +171,15 @@ def _beside(model: nn.Module, block: str) -> list[str]:
 
 def _read(source: Source, name: str) -> Tensor | None:
     """A tensor of the checkpoint in the precision of the run; None for the second name of a tied one."""
-    from safetensors import safe_open
-
-    if not _is_stored(source, name):
-        return None
-    with safe_open(source.files[name], framework="pt") as file:
-        tensor: Tensor = file.get_tensor(name)
-    return tensor.to(dtype_of(source.run.settings))
+    return source.tensors[name].to(dtype_of(source.run.settings)) if _is_stored(source, name) else None
 
 
 def _is_stored(source: Source, name: str) -> bool:
     """Whether the checkpoint holds a tensor by this name; Refused when it holds it by no name at all."""
-    if name in source.files:
+    if name in source.tensors:
         return True
     state = source.skeleton.model.state_dict(keep_vars=True)
-    if any(other in source.files for other, tensor in state.items() if tensor is state[name]):
+    if any(other in source.tensors for other, tensor in state.items() if tensor is state[name]):
         return False
     raise Refused(f"the checkpoint names no tensor '{name}'; merge without --stream")
 
@@ -264,17 +290,16 @@ def put(place: Place, tensor: Tensor) -> None:
         out.write(data)
 
 
-def _write_configuration(skeleton: Loaded, folder: Path, output: Path) -> None:
+def _write_configuration(skeleton: Loaded, tokenizer: PreTrainedTokenizerBase | None, folder: Path) -> None:
     """Configuration, generation settings and tokenizer are beside the tensors."""
     model: Any = skeleton.model
-    tokenizer = read_tokenizer(str(output))
     model.config.save_pretrained(folder)
     generates = getattr(model, "generation_config", None)  # encoders have none
     if generates is not None:
         generates.eos_token_id = list(skeleton.stop_ids) or generates.eos_token_id
         generates.save_pretrained(folder)
-    assert tokenizer is not None
-    tokenizer.save_pretrained(folder)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
     kept = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     kept.setdefault("architectures", [type(model).__name__])
     (folder / "config.json").write_bytes(directory.as_json(kept))

@@ -56,6 +56,9 @@ def test_no_code_is_taken_from_data(file: Path) -> None:
             found += [m for m in modules if m.split(".")[0] in ("pickle", "marshal", "shelve", "dill", "joblib")]
         if isinstance(node, ast.Call):
             called = ast.unparse(node.func)
+            cautious = any(k.arg == "weights_only" and ast.unparse(k.value) == "True" for k in node.keywords)
+            if called == "torch.load" and cautious:  # tensors only; nothing in the file is run
+                continue
             if called in ("eval", "exec", "compile", "torch.load", "yaml.load", "os.system"):
                 found.append(called)
         if isinstance(node, ast.keyword) and node.arg == "trust_remote_code" and ast.unparse(node.value) == "True":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import torch
 from ftcore.testing import model_checks
 from ftcore_qwen import Qwen
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 KINDS = ["qwen2", "qwen3"]
 TRAP = "from pathlib import Path\nPath({marker!r}).write_text('it ran')\n"
@@ -119,7 +120,7 @@ def test_weights_that_cannot_be_read_are_refused(damage: str, checkpoint: Callab
 
 
 def test_a_checkpoint_of_another_family_is_refused_by_its_type(checkpoint: Callable[..., Path]) -> None:
-    with pytest.raises(ftcore.Refused, match=r"is of type 'llama', and this family loads qwen2, qwen3"):
+    with pytest.raises(ftcore.Refused, match=r"is of type 'llama', and this family loads qwen, qwen2, qwen3"):
         ftcore.load("qwen", checkpoint=checkpoint("llama"))
 
 
@@ -237,6 +238,125 @@ def test_the_first_command_lowers_the_loss_on_held_out_rows(tmp_path: Path) -> N
     outcome = ftcore.run(method="lora", task="causal", model="qwen", output=tmp_path / "run", epochs=1)
     assert outcome.metrics["loss"] < 0.5 * outcome.before["loss"]
     assert all(sample["before"] != sample["after"] for sample in outcome.samples)
+
+
+# The first Qwen
+
+
+def first(model: Any) -> dict[str, Tensor]:
+    """The tensors of a Qwen2 under the first Qwen's names: q, k and v in one, w2 the gate."""
+    names = {
+        "model.layers": "transformer.h", "model.embed_tokens": "transformer.wte", "model.norm": "transformer.ln_f",
+        "self_attn.o_proj": "attn.c_proj", "mlp.gate_proj": "mlp.w2", "mlp.up_proj": "mlp.w1",
+        "mlp.down_proj": "mlp.c_proj", "input_layernorm": "ln_1", "post_attention_layernorm": "ln_2",
+    }  # fmt: skip
+    state, tensors = dict(model.state_dict()), {"transformer.rotary_emb.inv_freq": torch.ones(4)}
+    for layer in range(2):
+        for kind in ("weight", "bias"):
+            parts = [state.pop(f"model.layers.{layer}.self_attn.{name}_proj.{kind}") for name in "qkv"]
+            tensors[f"transformer.h.{layer}.attn.c_attn.{kind}"] = torch.cat(parts)
+    for name, tensor in state.items():
+        new = name
+        for native, original in names.items():
+            new = new.replace(native, original)
+        tensors[new] = tensor
+    return tensors
+
+
+NEW = {"hidden_size": "hidden_size", "heads": "num_attention_heads", "layers": "num_hidden_layers",
+       "inner": "intermediate_size", "vocabulary": "vocab_size"}  # fmt: skip
+AUGUST = {"hidden_size": "n_embd", "heads": "n_head", "layers": "n_layer", "inner": "ffn_hidden_size",
+          "vocabulary": "padded_vocab_size"}  # fmt: skip
+
+
+@pytest.fixture(params=[NEW, AUGUST], ids=["new", "august"])
+def made(request: pytest.FixtureRequest, checkpoint: Callable[..., Path]) -> tuple[Any, dict[str, Any]]:
+    """A Qwen2, and the config.json of the first Qwen that it makes, in both spellings."""
+    from transformers import AutoModelForCausalLM
+
+    folder = checkpoint("qwen2", num_key_value_heads=4, rope_theta=5e4, rms_norm_eps=1e-6)
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    spelled: dict[str, str] = request.param
+    numbers = {"hidden_size": 32, "heads": 4, "layers": 2, "inner": 128, "vocabulary": model.config.vocab_size}
+    config = {
+        "model_type": "qwen", "seq_length": 64, "kv_channels": 8, "rotary_emb_base": 5e4, "layer_norm_epsilon": 1e-6,
+        "no_bias": True, "rotary_pct": 1.0, "tie_word_embeddings": False, "use_logn_attn": True,
+    }  # fmt: skip
+    return model, {**config, **{spelled[name]: number for name, number in numbers.items()}}
+
+
+def test_the_first_qwen_answers_as_the_qwen2_it_was_made_of(
+    made: tuple[Any, dict[str, Any]], form: str, written: Callable[..., Path]
+) -> None:
+    model, config = made
+    loaded = ftcore.load("qwen", checkpoint=written(config, first(model), form))
+    ids = torch.arange(5, 65).reshape(2, 30)
+    with torch.no_grad():
+        assert torch.allclose(loaded.model(ids).logits, model(ids).logits, atol=1e-6)
+    assert loaded.max_positions == 64
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "said"),
+    [
+        ("transformer.h.1.mlp.w1.weight", None, r"the first is 'transformer\.h\.1\.mlp\.w1\.weight'"),
+        ("transformer.h.1.attn.c_proj.bias", (32,), r"unexpected tensor 'transformer\.h\.1\.attn\.c_proj\.bias'"),
+        ("transformer.h.0.attn.c_attn.weight", (64, 32), r"c_attn\.weight' is 64×32 and must be 96×32"),
+    ],
+)
+def test_a_tensor_of_the_first_qwen_that_does_not_fit_is_refused_by_name(
+    name: str,
+    shape: tuple[int, ...] | None,
+    said: str,
+    made: tuple[Any, dict[str, Any]],
+    written: Callable[..., Path],
+) -> None:
+    tensors = {key: tensor for key, tensor in first(made[0]).items() if key != name}
+    tensors |= {} if shape is None else {name: torch.zeros(shape)}
+    with pytest.raises(ftcore.Refused, match=said):
+        ftcore.load("qwen", checkpoint=written(made[1], tensors))
+
+
+def test_what_no_published_qwen_has_is_refused(made: tuple[Any, dict[str, Any]], written: Callable[..., Path]) -> None:
+    for change in ({"no_bias": False}, {"rotary_pct": 0.5}, {"kv_channels": 16}):
+        with pytest.raises(ftcore.Refused, match="that no published Qwen has"):
+            ftcore.load("qwen", checkpoint=written({**made[1], **change}, first(made[0])))
+
+
+def test_the_first_qwen_has_its_tokens_and_says_what_differs_past_its_length(
+    made: tuple[Any, dict[str, Any]], written: Callable[..., Path]
+) -> None:
+    from ftcore.hooks import Run
+    from ftcore.settings import Settings
+
+    folder = written(made[1], first(made[0]))
+    tokens = [bytes([byte]) for byte in range(256)] + [b"ca", b"cat", b" c", b" ca", b" cat"]
+    ranks = b"".join(base64.b64encode(token) + b" %d\n" % rank for rank, token in enumerate(tokens))
+    (folder / "qwen.tiktoken").write_bytes(ranks)
+    heard: list[str] = []
+    run = Run(Settings(checkpoint=str(folder)), "train", "causal-lm", say=heard.append)
+    loaded = Qwen().load_model(run, {})
+    tokenizer: Any = loaded.tokenizer
+    assert tokenizer("cat cat")["input_ids"] == [257, 260]
+    names = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|extra_204|>"]
+    assert tokenizer.convert_tokens_to_ids(names) == [261, 262, 263, 261 + 207]
+    assert tokenizer("e\u0301")["input_ids"] == list("é".encode())
+    said = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n"
+    assert tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False) == said
+    assert loaded.stop_ids == (261, 263, 262)
+    assert [line for line in heard if "past 64 tokens" in line]
+
+
+def test_published_checkpoints_answer_as_their_makers_code(
+    published: Callable[..., list[Path]], as_published: Callable[[Any, Path], None]
+) -> None:
+    for folder in published("qwen1*"):
+        loaded, wanted = ftcore.load("qwen", checkpoint=folder), load_file(folder / "expected.safetensors")
+        as_published(loaded, folder)
+        if "train_long_input_ids" in wanted:  # what training sees past the length
+            with torch.no_grad():
+                found = loaded.model(wanted["train_long_input_ids"]).logits[:, -24:]
+            assert torch.allclose(found, wanted["train_long_logits"], atol=2e-5, rtol=0)
 
 
 @model_checks(Qwen())

@@ -1,17 +1,97 @@
-"""Qwen2, Qwen2.5 and Qwen3 in transformers' own classes, with a starter checkpoint that ftcore trained."""
+"""Qwen2, Qwen2.5 and Qwen3 in transformers' own classes, the first Qwen read as Qwen2, and a starter of our own."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from ftcore import options
+from ftcore import Refused, options
+from ftcore.converting import Fields, Original, Rule, carried
 from ftcore.families import HFModel
+from ftcore.vocabularies import Specials, from_tiktoken, read_ranks
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+LAYER = "model.layers.{0}"
+FIRST_RULES = (
+    Rule("transformer.h.*.attn.c_attn.*", tuple(f"{LAYER}.self_attn.{name}_proj.{{1}}" for name in "qkv")),
+    Rule("transformer.h.*.attn.c_proj.weight", (f"{LAYER}.self_attn.o_proj.weight",)),
+    Rule("transformer.h.*.mlp.w2.weight", (f"{LAYER}.mlp.gate_proj.weight",)),
+    Rule("transformer.h.*.mlp.w1.weight", (f"{LAYER}.mlp.up_proj.weight",)),
+    Rule("transformer.h.*.mlp.c_proj.weight", (f"{LAYER}.mlp.down_proj.weight",)),
+    Rule("transformer.h.*.ln_1.weight", (f"{LAYER}.input_layernorm.weight",)),
+    Rule("transformer.h.*.ln_2.weight", (f"{LAYER}.post_attention_layernorm.weight",)),
+    Rule("transformer.wte.weight", ("model.embed_tokens.weight",)),
+    Rule("transformer.ln_f.weight", ("model.norm.weight",)),
+    Rule("lm_head.weight", ("lm_head.weight",)),
+)
+WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+CHATML = """\
+{% if messages[0]['role'] != 'system' %}\
+{{ '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}{% endif %}\
+{% for message in messages %}\
+{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}{% endfor %}\
+{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
+
+
+def _first_config(fields: Fields) -> PreTrainedConfig:
+    """The config of the first Qwen, whose fields of August 2023 had other names."""
+    from transformers import Qwen2Config
+
+    heads = fields.get("num_attention_heads") or fields["n_head"]
+    width = fields.get("hidden_size") or fields["n_embd"]
+    usual = fields.get("no_bias", True) and fields.get("rotary_pct", 1.0) == 1.0
+    if not usual or width != heads * fields.get("kv_channels", width // heads):
+        raise Refused("the config.json has biases or rotary positions that no published Qwen has; use one of those")
+    return Qwen2Config(
+        vocab_size=fields.get("padded_vocab_size") or fields["vocab_size"],
+        hidden_size=width,
+        intermediate_size=(fields.get("intermediate_size") or fields["ffn_hidden_size"]) // 2,
+        num_hidden_layers=fields.get("num_hidden_layers") or fields["n_layer"],
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        max_position_embeddings=fields["seq_length"],
+        rope_parameters={"rope_type": "default", "rope_theta": float(fields.get("rotary_emb_base", 10000))},
+        architectures=["Qwen2ForCausalLM"],
+        **carried(fields, "initializer_range", "tie_word_embeddings", rms_norm_eps="layer_norm_epsilon"),
+    )
+
+
+def _first_tokenizer(folder: Path, fields: Fields) -> PreTrainedTokenizerBase:
+    file = folder / "qwen.tiktoken"
+    first = len(read_ranks(file))
+    names = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|extra_{number}|>" for number in range(205)))
+    specials = Specials(
+        names=dict(enumerate(names, start=first)), eos="<|endoftext|>", pad="<|endoftext|>", template=CHATML
+    )
+    return from_tiktoken(file, WORDS, specials, nfc=True)
+
+
+def _first_note(fields: Fields) -> str:
+    if not (fields.get("use_dynamic_ntk") or fields.get("use_logn_attn")):
+        return ""
+    return (
+        f"this checkpoint's makers stretch positions past {fields['seq_length']} tokens when it answers, and here they "
+        "are not: keep questions and answers within that; training does not differ"
+    )
 
 
 @options
 class Qwen(HFModel):
-    """Dense decoders of the types qwen2 and qwen3."""
+    """Dense decoders of the types qwen2 and qwen3, and the first Qwen's, which become Qwen2's while they are read."""
 
     model_types: ClassVar[tuple[str, ...]] = ("qwen2", "qwen3")
     starter: ClassVar[Path | None] = Path(__file__).parent / "starter"
+    originals: ClassVar[tuple[Original, ...]] = (
+        Original(
+            "qwen",
+            _first_config,
+            lambda fields: FIRST_RULES,
+            _first_tokenizer,
+            stops=("<|im_end|>", "<|im_start|>"),
+            note=_first_note,
+        ),
+    )

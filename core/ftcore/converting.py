@@ -1,0 +1,309 @@
+"""Checkpoints whose names and shapes are not those of transformers: how they become native ones, tensor by tensor."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import weakref
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ftcore.errors import Refused
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from torch import dtype as Dtype  # noqa: N812
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+Fields = Mapping[str, Any]
+Shapes = Mapping[str, tuple[int, ...]]
+
+UNREADABLE = "not readable is"
+# What a model computes anew: some checkpoints hold it, none needs it.
+COMPUTED = (".inv_freq", ".masked_bias", ".cos_cached", ".sin_cached")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What becomes of the tensors named like `pattern`, in which each `*` is a run of characters without a dot.
+
+    Their rows go, in order, to the native tensors `into`, where `{0}` is what the first `*` stood for. With `groups`
+    they come in so many equal runs, each with its share for every target. With `normalised` each row has length one.
+    """
+
+    pattern: str
+    into: tuple[str, ...]
+    groups: int = 1
+    normalised: bool = False
+
+    def targets(self, name: str) -> tuple[str, ...] | None:
+        """The native names for the original `name`; None when the rule is not about it."""
+        found = _expression(self.pattern).fullmatch(name)
+        return None if found is None else tuple(target.format(*found.groups()) for target in self.into)
+
+    def origin(self, native: str) -> str | None:
+        """The original name of what `native` is filled from; None when the rule does not fill it."""
+        for target in self.into:
+            found = _expression(re.sub(r"\{\d\}", "*", target)).fullmatch(native)
+            if found:
+                return self.pattern.replace("*", "{}").format(*found.groups())
+        return None
+
+
+@dataclass(frozen=True)
+class Original:
+    """How checkpoints whose config.json has this `model_type` become native, where `recognises` says yes.
+
+    `config` is the native one; the first of `rules` that is about a tensor says where it goes; what matches `zeros` and
+    is filled by none is zero. `tokenizer` is made from the files in a folder; `stops` are tokens that end an answer.
+    `note` is said when weights are read.
+    """
+
+    model_type: str
+    config: Callable[[Fields], PreTrainedConfig]
+    rules: Callable[[Fields], tuple[Rule, ...]]
+    tokenizer: Callable[[Path, Fields], PreTrainedTokenizerBase]
+    zeros: Callable[[Fields], tuple[str, ...]] = lambda fields: ()
+    stops: tuple[str, ...] = ()
+    note: Callable[[Fields], str] = lambda fields: ""
+    recognises: Callable[[Fields], bool] = lambda fields: True
+
+
+def needed(fields: Fields, *names: str) -> dict[str, Any]:
+    """The fields of these names; a KeyError says which of them is lacking or says nothing."""
+    for name in names:
+        if fields.get(name) is None:
+            raise KeyError(name)
+    return {name: fields[name] for name in names}
+
+
+def carried(fields: Fields, *names: str, **renamed: str) -> dict[str, Any]:
+    """The fields of these names that say something, and those renamed: `native="original"`."""
+    pairs = {**{name: name for name in names}, **renamed}
+    return {new: fields[old] for new, old in pairs.items() if fields.get(old) is not None}
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a native tensor is cut from: rows of an original tensor, or nothing, which makes zeros."""
+
+    shape: tuple[int, ...]
+    source: str = ""
+    start: int = 0
+    groups: int = 1
+    normalised: bool = False
+
+    def cut(self, whole: Tensor) -> Tensor:
+        """This tensor's rows out of all that the original has."""
+        from torch.nn.functional import normalize
+
+        grouped = whole.reshape(self.groups, whole.shape[0] // self.groups, *whole.shape[1:])
+        first, rows = self.start // self.groups, self.shape[0] // self.groups
+        mine = grouped[:, first : first + rows].reshape(self.shape)
+        return normalize(mine) if self.normalised else mine.clone() if rows < grouped.shape[1] else mine
+
+
+class Native(Mapping[str, "Tensor"]):
+    """An original checkpoint under native names: a tensor is read and cut when it is asked for."""
+
+    def __init__(self, files: Files, places: Mapping[str, Place]) -> None:
+        self.files, self.places = files, places
+        self._last: tuple[str, Tensor] | None = None
+
+    def __getitem__(self, name: str) -> Tensor:
+        """The tensor in the precision in which it is stored."""
+        import torch
+
+        place = self.places[name]
+        if not place.source:
+            return torch.zeros(place.shape, dtype=self.dtype)
+        if self._last is None or self._last[0] != place.source:  # neighbours are cut from one tensor
+            self._last = None
+            self._last = place.source, self.files.read(place.source)
+        return place.cut(self._last[1])
+
+    def __iter__(self) -> Iterator[str]:
+        """The native names, those cut from one tensor together."""
+        return iter(self.places)
+
+    def __len__(self) -> int:
+        """How many native tensors there are."""
+        return len(self.places)
+
+    @property
+    def dtype(self) -> Dtype:
+        """The precision of the checkpoint's first tensor."""
+        return self.files.read(next(place.source for place in self.places.values() if place.source)).dtype
+
+
+def native(folder: str, rules: tuple[Rule, ...], shapes: Shapes, zeros: tuple[str, ...] = ()) -> Native:
+    """The checkpoint in `folder` as the tensors of a model with `shapes`; Refused unless it fills exactly these."""
+    files = Files(Path(folder))
+    places: dict[str, Place] = {}
+    for name, shape in files.shapes.items():
+        if not name.endswith(COMPUTED):
+            found = dict(_places(folder, name, shape, rules, shapes))
+            if found.keys() & places.keys():
+                raise _unfit(folder, f"an unexpected tensor '{name}', whose place another has")
+            places.update(found)
+    empty = {name: Place(shapes[name]) for name in shapes.keys() - places.keys() if _matches(name, zeros)}
+    missing = sorted(shapes.keys() - places.keys() - empty.keys())
+    if missing:
+        origin = next(filter(None, (rule.origin(missing[0]) for rule in rules)), missing[0])
+        raise _unfit(folder, f"{len(missing)} missing tensors, the first is '{origin}'")
+    return Native(files, {**places, **empty})
+
+
+def shapes_of(model: nn.Module) -> Shapes:
+    """The shape of each tensor that a model is made of, a tied one under its first name."""
+    return {name: tuple(tensor.shape) for name, tensor in (*model.named_parameters(), *_kept_buffers(model))}
+
+
+def _kept_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    kept = model.state_dict()
+    return ((name, buffer) for name, buffer in model.named_buffers() if name in kept)
+
+
+def _places(
+    folder: str, name: str, shape: tuple[int, ...], rules: tuple[Rule, ...], shapes: Shapes
+) -> Iterator[tuple[str, Place]]:
+    """Where the rows of one original tensor go."""
+    rule, targets = next(((r, t) for r in rules if (t := r.targets(name)) is not None), (None, ()))
+    if rule is None or any(target not in shapes for target in targets):
+        raise _unfit(folder, f"an unexpected tensor '{name}'")
+    rows = [shapes[target][0] for target in targets]
+    wanted = (sum(rows), *shapes[targets[0]][1:])
+    if shape != wanted or any(count % rule.groups for count in rows):
+        raise _unfit(folder, f"the tensor '{name}' is {_shown(shape)} and must be {_shown(wanted)}")
+    start = 0
+    for target, count in zip(targets, rows, strict=True):
+        yield target, Place(shapes[target], name, start, rule.groups, rule.normalised)
+        start += count
+
+
+def _unfit(folder: str, found: str) -> Refused:
+    return Refused(
+        f"the weights in '{folder}' do not fill the model: {found}; the checkpoint is incomplete or of another "
+        "architecture"
+    )
+
+
+def _shown(shape: tuple[int, ...]) -> str:
+    return "×".join(map(str, shape)) or "a number"
+
+
+def _expression(pattern: str) -> re.Pattern[str]:
+    """Each `*` of the pattern is a run of characters without a dot."""
+    return re.compile("([^.]+)".join(map(re.escape, pattern.split("*"))))
+
+
+def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(_expression(pattern).fullmatch(name) for pattern in patterns)
+
+
+# Files
+
+
+class Files:
+    """The tensors of a checkpoint directory by their own names, whatever files they are in."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        with _said_of(folder):
+            self._file_of: dict[str, Path] = {}
+            self.shapes: dict[str, tuple[int, ...]] = {}
+            for file in self._readable(stored_in(folder)):
+                self._list(file)
+
+    def read(self, name: str) -> Tensor:
+        """The tensor `name`, whole."""
+        from safetensors import safe_open
+
+        with _said_of(self.folder), safe_open(self._file_of[name], framework="pt") as opened:
+            tensor: Tensor = opened.get_tensor(name)
+            return tensor
+
+    def _list(self, file: Path) -> None:
+        from safetensors import safe_open
+
+        with safe_open(file, framework="pt") as opened:
+            for name in opened.keys():  # noqa: SIM118  it is no mapping
+                self._file_of[name] = file
+                self.shapes[name] = tuple(opened.get_slice(name).get_shape())
+
+    def _readable(self, files: list[Path]) -> list[Path]:
+        """The files, those that are pickled repacked by a process of their own into a directory that goes with this."""
+        if all(file.suffix == ".safetensors" for file in files):
+            return files
+        lost = [file.name for file in files if not file.is_file()]
+        if lost:
+            raise FileNotFoundError(f"{lost[0]} is missing")
+        folder = tempfile.mkdtemp("-ftcore")
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        _repack_apart(files, folder)
+        return sorted(Path(folder).glob("*.safetensors"))
+
+
+@contextmanager
+def _said_of(folder: Path) -> Iterator[None]:
+    """Inside, what cannot be read is Refused with the directory's name."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, RuntimeError, LookupError, ValueError, TypeError, SafetensorError) as unreadable:
+        reason = " ".join(str(unreadable).split())[:200] or type(unreadable).__name__
+        raise Refused(f"the weights in '{folder}' cannot be read: {reason}") from None
+
+
+def stored_in(folder: Path) -> list[Path]:
+    """The files that hold a checkpoint's tensors: safetensors where there are any, in shards where an index says so."""
+    for stem in ("model.safetensors", "pytorch_model.bin"):
+        index = folder / f"{stem}.index.json"
+        if index.is_file():
+            held = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+            return [folder / Path(name).name for name in sorted(set(held))]
+        if (folder / stem).is_file():
+            return [folder / stem]
+    raise FileNotFoundError("there is neither model.safetensors nor pytorch_model.bin")
+
+
+def _repack_apart(files: list[Path], into: str) -> None:
+    """The tensors of pickled files are in `into`; another process reads the pickles, and runs nothing in them."""
+    command = "import sys; from ftcore.converting import repack; repack(*sys.argv[1:])"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(
+        [sys.executable, "-c", command, into, *map(str, files)], env=environment, capture_output=True, text=True
+    )
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or [f"reading {files[0].name} ended with code {done.returncode}"]
+        raise ValueError(next((line for line in said if line.startswith(UNREADABLE)), said[-1]))
+
+
+def repack(into: str, *files: str) -> None:
+    """Each tensor of pickled files is in a safetensors file of its own in `into`; what is no tensor is an error."""
+    import torch
+    from safetensors.torch import save_file
+
+    number = 0
+    for file in files:
+        try:
+            held = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+            odd = [name for name, value in held.items() if not isinstance(value, torch.Tensor)]
+        except Exception as unreadable:  # whatever a stranger's pickle provokes is a reason not to read it
+            reason = " ".join(str(unreadable).split())[:150]
+            sys.exit(f"{UNREADABLE} {Path(file).name}: {reason}")
+        if odd:
+            sys.exit(f"{UNREADABLE} {Path(file).name}: '{odd[0]}' in it is no tensor")
+        for name, tensor in held.items():
+            save_file({name: tensor.contiguous().clone()}, Path(into, f"{number:06d}.safetensors"))
+            number += 1
