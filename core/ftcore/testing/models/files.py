@@ -233,7 +233,7 @@ def _incomplete(bench: Bench, sound: Path) -> Iterator[tuple[str, Path]]:
     for what, patterns in LACKING.items():
         folder = copied(bench, sound, "lacking")
         for file in [file for pattern in patterns for file in folder.glob(pattern)]:
-            file.unlink()
+            file.unlink(missing_ok=True)
         yield what, folder
     broken = copied(bench, sound, "no-json")
     (broken / "config.json").write_text("{model_type: ", encoding="utf-8")
