@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,26 +55,20 @@ class Reasons:
 
 
 def columns() -> Iterator[Column]:
-    """Every shipped family with its causal head, then the kit's models with each other head."""
+    """Every shipped family with its first type and head, then the kit's models with every head but a decoder's."""
     from ftcore.discovery import declared_datum
+    from ftcore.testing.methods.properties import Exercise, head_fields
     from ftcore.testing.methods.work import scene_of
     from ftcore.testing.stage import STAGES, tiny_checkpoint
     from generate import shipped
 
     for plugin in shipped():
-        if plugin.kind == "model":
-            for model_type in plugin.cls.model_types:
-                title = (
-                    plugin.name
-                    if model_type.startswith(plugin.name) and len(plugin.cls.model_types) == 1
-                    else model_type
-                )
-                yield Column(
-                    title,
-                    plugin.cls(),
-                    "causal",
-                    tiny_checkpoint(model_type, **declared_datum(plugin.cls, "tiny").get(model_type, {})),
-                )
+        if plugin.kind == "model" and plugin.cls.model_types:
+            model_type, head = plugin.cls.model_types[0], plugin.cls.heads[0]
+            fields = declared_datum(plugin.cls, "tiny").get(model_type, {})
+            own = {} if head == "causal-lm" else head_fields(head)
+            task = "causal" if head == "causal-lm" else Exercise(head=head)
+            yield Column(plugin.name, plugin.cls(), task, tiny_checkpoint(model_type, head, **own, **fields))
     for head in STAGES:
         if head != "causal-lm":
             scene = scene_of(head)
@@ -151,21 +147,27 @@ class _Headed:
     head: str
 
 
+def tried(method: str) -> list[tuple[str, str]]:
+    """The cells of a method's row."""
+    quieten()
+    found = []
+    for column in columns():
+        with tempfile.TemporaryDirectory() as place:
+            found.append(cell(method, methods()[method], column, Path(place)))
+        print(method, column.title, *found[-1], file=sys.stderr)  # noqa: T201
+    return found
+
+
 def page() -> str:
     """The page as it is now."""
-    names, every = methods(), list(columns())
-    refusals, unmerged = Reasons([str(n) for n in range(1, 100)]), Reasons("abcdefghijklmnopqrstuvwxyz")
-    rows = []
-    for method, options in names.items():
-        cells = []
-        for column in every:
-            with tempfile.TemporaryDirectory() as place:
-                refused, apart = cell(method, options, column, Path(place))
-            cells.append(refusals.sign(told(refused)) if refused else f"✓{unmerged.sign(told(apart)) if apart else ''}")
-            print(method, column.title, cells[-1], file=sys.stderr)  # noqa: T201
-        rows.append(f"| `{method}` | {' | '.join(cells)} |")
+    every, refusals = list(columns()), Reasons([str(n) for n in range(1, 100)])
+    unmerged, lines = Reasons("abcdefghijklmnopqrstuvwxyz"), []
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        for method, cells in zip(methods(), pool.map(tried, methods()), strict=True):
+            signs = [refusals.sign(told(r)) if r else f"✓{unmerged.sign(told(a)) if a else ''}" for r, a in cells]
+            lines.append(f"| `{method}` | {' | '.join(signs)} |")
     head = f"| method | {' | '.join(column.title for column in every)} |\n|{' --- |' * (len(every) + 1)}"
-    return "\n".join([INTRODUCTION, head, *rows, "", *listed(refusals), *listed(unmerged)]) + "\n"
+    return "\n".join([INTRODUCTION, head, *lines, "", *listed(refusals), *listed(unmerged)]) + "\n"
 
 
 def told(reason: str) -> str:

@@ -59,7 +59,7 @@ class Rule:
         return None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Original:
     """How checkpoints whose config.json has this `model_type` become native, where `recognises` says yes.
 
@@ -76,6 +76,9 @@ class Original:
     stops: tuple[str, ...] = ()
     note: Callable[[Fields], str] = lambda fields: ""
     recognises: Callable[[Fields], bool] = lambda fields: True
+
+    def __repr__(self) -> str:
+        return f"Original({self.model_type!r})"
 
 
 def needed(fields: Fields, *names: str) -> dict[str, Any]:

@@ -409,9 +409,9 @@ def test_a_familys_roles_are_found_by_looking_at_it(model_type: str) -> None:
 
 
 def test_what_is_usual_is_not_said(tmp_path: Path) -> None:
-    project = made("model", "mistral", tmp_path / "new")
-    text = (project / "ftcore_mistral.py").read_text(encoding="utf-8")
-    assert 'model_types = ("mistral",)' in text
+    project = made("model", "granite", tmp_path / "new")
+    text = (project / "ftcore_granite.py").read_text(encoding="utf-8")
+    assert 'model_types = ("granite",)' in text
     assert not re.search("roles|unpackable|tiny|Mapping", text)
 
 

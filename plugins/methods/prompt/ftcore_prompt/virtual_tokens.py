@@ -267,14 +267,15 @@ def _watched(stack: nn.Module, kind: str, *, training: bool) -> Mapping[int, tup
     """The shapes of keys and values that each layer brings to a cache."""
     device = next(stack.parameters()).device
     ids, watch, given = torch.zeros(1, 1, dtype=torch.long, device=device), _Watch(), {}
+    token = stack.get_input_embeddings()(ids)  # type: ignore[operator]
     if stack.config.is_encoder_decoder:
-        given["encoder_hidden_states"] = stack.get_input_embeddings()(ids)  # type: ignore[operator]
+        given["encoder_hidden_states"] = token
     cache = FixedPair(watch, FixedCache()) if given else watch
     before = stack.training
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             stack.train(training)
-            stack(input_ids=ids, past_key_values=cache, use_cache=False, **given)
+            stack(inputs_embeds=token, past_key_values=cache, use_cache=False, **given)
     except TypeError as unfit:
         raise Refused(f"{kind} takes no keys and values from before ({unfit}); choose prompt or lora") from None
     finally:

@@ -1,0 +1,120 @@
+"""Encoders load whole, answer as plain transformers does, and get a head where they were published with another."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ftcore
+import pytest
+import torch
+from ftcore.families import HEADS
+from ftcore.hooks import Loaded, Run
+from ftcore.seeds import seeded
+from ftcore.settings import Settings
+from ftcore.testing import model_checks
+from ftcore.testing.stage import tiny_checkpoint
+from ftcore_bert import Bert
+from safetensors.torch import load_file, save_file
+
+CLASSIFY = [head for head in Bert.heads if head != "masked-lm"]
+# Fields of a published config.json, and how many numbers its weights hold with the head of a masked language model.
+PUBLISHED: dict[str, tuple[dict[str, Any], int]] = {
+    "bert-base-uncased": ({"model_type": "bert", "vocab_size": 30522}, 109_514_298),
+    "roberta-base": (
+        {"model_type": "roberta", "vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1},
+        124_697_433,
+    ),
+    "distilbert-base-uncased": ({"model_type": "distilbert", "vocab_size": 30522}, 66_985_530),
+}
+
+
+def loaded(folder: Path, head: str, intent: Any = "train", said: list[str] | None = None) -> Loaded:
+    """What the family makes of a checkpoint for a task with this head."""
+    told = [] if said is None else said
+    with seeded(0, "test"):
+        return Bert().load_model(Run(Settings(checkpoint=str(folder)), intent, head, say=told.append), {})
+
+
+def tiny(kind: str, head: str, **fields: Any) -> Path:
+    """A random two-layer checkpoint of that type and head."""
+    return tiny_checkpoint(kind, head, **Bert.tiny.get(kind, {}), **fields)
+
+
+@pytest.mark.parametrize("kind", Bert.model_types)
+@pytest.mark.parametrize("head", Bert.heads)
+def test_a_checkpoint_answers_as_plain_transformers(kind: str, head: str) -> None:
+    import transformers
+
+    folder = tiny(kind, head)
+    found, plain = loaded(folder, head), getattr(transformers, HEADS[head]).from_pretrained(folder)
+    assert type(found.model) is type(plain)
+    ids = torch.arange(5, 65).reshape(2, 30)
+    with torch.no_grad():
+        assert torch.allclose(found.model.eval()(ids)[0], plain.eval()(ids)[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_sizes_have_as_many_numbers_as_their_weights(name: str, tmp_path: Path) -> None:
+    fields, numbers = PUBLISHED[name]
+    (tmp_path / "config.json").write_text(json.dumps(fields), encoding="utf-8")
+    planned = loaded(tmp_path, "masked-lm", "plan")
+    assert sum(parameter.numel() for parameter in planned.model.parameters()) == numbers
+    assert planned.max_positions == 512
+
+
+@pytest.mark.parametrize("kind", Bert.model_types)
+@pytest.mark.parametrize("head", CLASSIFY)
+def test_a_checkpoint_with_another_head_gets_the_one_asked_for(kind: str, head: str) -> None:
+    published, said = tiny(kind, "masked-lm"), list[str]()
+    found, again = loaded(published, head, said=said), loaded(published, head)
+    assert any(f"no head for {head}: a new one is drawn" in line for line in said)
+    assert any("what the checkpoint has for other heads is left out" in line for line in said)
+    stored, state = load_file(published / "model.safetensors"), found.model.state_dict()
+    inside = [name for name in state if name.startswith(found.model.base_model_prefix) and "pooler" not in name]
+    assert all(torch.equal(state[name], stored[name]) for name in inside)
+    assert all(torch.equal(tensor, again.model.state_dict()[name]) for name, tensor in state.items())
+    assert found.parts["head"] == ("qa_outputs" if head == "question-answering" else "classifier",)
+
+
+def test_bert_as_it_was_published_is_read_for_masked_words_and_for_classes(tmp_path: Path) -> None:
+    """Its file has a pooler, a second head, a buffer, and the old names of what normalises."""
+    native = tiny("bert", "masked-lm", tie_word_embeddings=True)
+    folder = Path(shutil.copytree(native, tmp_path / "published"))
+    tensors = {
+        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): tensor
+        for name, tensor in load_file(native / "model.safetensors").items()
+    }
+    tensors |= {
+        "bert.pooler.dense.weight": torch.full((32, 32), 0.5),
+        "bert.pooler.dense.bias": torch.zeros(32),
+        "bert.embeddings.position_ids": torch.arange(256)[None],
+        "cls.seq_relationship.weight": torch.zeros(2, 32),
+        "cls.seq_relationship.bias": torch.zeros(2),
+    }
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    wanted, found = (loaded(place, "masked-lm").model.state_dict() for place in (native, folder))
+    assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+    pooler = loaded(folder, "sequence-classification").model.bert.pooler.dense.weight
+    assert torch.equal(pooler, tensors["bert.pooler.dense.weight"])
+
+
+def test_half_a_head_and_a_missing_language_head_are_refused(tmp_path: Path) -> None:
+    half = Path(shutil.copytree(tiny("bert", "token-classification"), tmp_path / "half"))
+    tensors = load_file(half / "model.safetensors")
+    del tensors["classifier.bias"]
+    save_file(tensors, half / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ftcore.Refused, match=r"1 missing tensors, the first is 'classifier\.bias'"):
+        loaded(half, "token-classification")
+    with pytest.raises(ftcore.Refused, match=r"missing tensors, the first is 'cls\.predictions"):
+        loaded(tiny("bert", "token-classification"), "masked-lm")
+    with pytest.raises(ftcore.Refused, match=r"is of type 'llama', and this family loads bert, roberta"):
+        loaded(tiny_checkpoint("llama"), "masked-lm")
+
+
+@model_checks(Bert())
+def test_it_keeps_the_contract(check: Callable[[], None]) -> None:
+    check()
