@@ -132,7 +132,8 @@ def wrapped(model: nn.Module, config: PeftConfig) -> PeftModel:
     try:
         return get_peft_model(model, config)
     except (ValueError, TypeError, NotImplementedError, ImportError) as unfit:
-        raise Refused(f"PEFT's {config.peft_type.value} does not fit this model: {reason_of(unfit)}") from None
+        said = f"PEFT's {config.peft_type.value} does not fit this model: {reason_of(unfit)}"
+        raise Refused(f"{said}; choose other modules or methods") from None
 
 
 def reason_of(unfit: Exception) -> str:
