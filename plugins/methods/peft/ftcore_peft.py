@@ -127,8 +127,10 @@ class MergeablePeftMethod(PeftMethod):
 
 def wrapped(model: nn.Module, config: PeftConfig) -> PeftModel:
     """The model with PEFT's adapter; what PEFT cannot adapt is refused in its own words."""
-    from peft import get_peft_model
+    from peft import PeftModel, get_peft_model
 
+    if isinstance(model, PeftModel):
+        raise Refused("PEFT adapts no model that has virtual tokens already; name the method that brings them last")
     try:
         return get_peft_model(model, config)
     except (ValueError, TypeError, NotImplementedError, ImportError) as unfit:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -303,6 +304,27 @@ def test_rows_have_the_positions_that_virtual_tokens_leave(
 
 
 PAIR = {"instruction": "Where?", "output": "Outside."}
+
+
+@pytest.mark.parametrize("methods", ["lora+prompt", "ia3+prefix"])
+def test_virtual_tokens_go_beside_a_tuner_of_peft_when_named_last(
+    methods: str, checkpoint: Callable[..., Path], rows: Path, tmp_path: Path
+) -> None:
+    keys: dict[str, Any] = {"task": "causal", "model": "qwen", "checkpoint": checkpoint("qwen3"), "data": rows}
+    output = tmp_path / "run"
+    ftcore.run(method=methods, steps=4, save_every=2, keep=9, output=output, **keys)
+    ids = torch.arange(5, 25)[None]
+    trained = ftcore.attach(output).model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+    shutil.copytree(output, tmp_path / "again")
+    for name in ("checkpoints/step-000000004", "adapter_model.safetensors", "report.html", "README.md"):
+        gone = tmp_path / "again" / name
+        shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
+    ftcore.run(method=methods, steps=4, save_every=2, keep=9, output=tmp_path / "again", **keys)
+    again = ftcore.attach(tmp_path / "again").model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+    assert torch.equal(again, trained)
+    turned = "+".join(reversed(methods.split("+")))
+    with pytest.raises(ftcore.Refused, match="name the method that brings them last"):
+        ftcore.run(method=turned, steps=1, output=tmp_path / "turned", **keys)
 
 
 def test_a_text_wants_a_tokenizer(loaded: Loaded) -> None:

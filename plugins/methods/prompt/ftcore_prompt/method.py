@@ -33,6 +33,7 @@ ROOM = 8  # positions that must be left for a row
 class VirtualTokenMethod(PeftMethod):
     """Learned virtual tokens stand before every row; the base stays as it is."""
 
+    one_of: ClassVar[str] = "virtual tokens"
     unpackable: ClassVar[str] = "virtual tokens stand before every row"
     excused: ClassVar[Mapping[str, str]] = {
         "check_start_is_the_base": "a virtual token is attended to from the first step on, whatever it is",
