@@ -7,7 +7,7 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from ftcore import Adapter, Data, Loaded, Refused, Run, hookimpl, options
+from ftcore import Adapter, Data, FtcoreError, Loaded, Refused, Run, hookimpl, options
 from ftcore_peft import PeftMethod
 from pydantic import Field
 
@@ -70,7 +70,7 @@ class VirtualTokenMethod(PeftMethod):
 
     def adapted(self, run: Run, model: nn.Module, loaded: Loaded, config: PeftConfig) -> nn.Module:
         """The model with the virtual tokens of `config` in place."""
-        raise NotImplementedError
+        raise FtcoreError(f"{type(self).__name__} puts no virtual tokens in place; define its method 'adapted'")
 
 
 @options
