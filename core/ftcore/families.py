@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+Info = Mapping[str, Any]  # what transformers says of the names that a checkpoint and a model do not share
+
 UNLIMITED = 2**20  # positions, where a family computes them from distances
 
 # What a task may ask for, and the class of transformers that has it.
@@ -54,7 +56,10 @@ class HFModel:
     """A family that transformers implements: `model_types` it loads, `roles` as module patterns, perhaps a `starter`.
 
     In a pattern `*` stands for any run of characters, a block's number or more; blanks separate several patterns.
-    `originals` say how checkpoints of other names and shapes become native.
+    `originals` say how checkpoints of other names and shapes become native. `leftovers` are expressions for tensors
+    that files hold and the model asked for does not need; `drawn_heads` those heads that a checkpoint may lack.
+    `unpackable` is why rows are padded, for all types or by type. `sizes` are published checkpoints by their names for
+    short, the first of them taken where none is named and there is no starter.
     """
 
     model_types: ClassVar[tuple[str, ...]] = ()
@@ -62,26 +67,41 @@ class HFModel:
     heads: ClassVar[tuple[str, ...]] = ("causal-lm",)
     roles: ClassVar[Mapping[str, str]] = LLAMA_ROLES
     starter: ClassVar[Path | None] = None
-    unpackable: ClassVar[str] = ""
+    sizes: ClassVar[Mapping[str, str]] = {}
+    leftovers: ClassVar[tuple[str, ...]] = ()
+    drawn_heads: ClassVar[tuple[str, ...]] = ()
+    unpackable: ClassVar[str | Mapping[str, str]] = ""
     starter_lr_scale: ClassVar[float] = 20.0
 
     weights: Annotated[
         Literal["pretrained", "random"],
         Field(description="Read the checkpoint's weights, or start from random ones with its config and tokenizer."),
     ] = "pretrained"
+    size: Annotated[
+        str,
+        Field(description="Published weights by the name of their size instead of --checkpoint; the README has them."),
+    ] = ""
 
     @hookimpl
     def load_model(self, run: Run, kwargs: Mapping[str, Any]) -> Loaded:
         """The checkpoint in transformers' own class, every weight filled from the checkpoint and none left over."""
         converts = bool(self.originals)
-        folder = without_adapter(locate(run, self.starter, type(self).__name__, pickled=converts))
+        folder = self.folder(run, pickled=converts)
         original = self.original(read_fields(folder)) if converts else None
         if original is not None:
             return self._converted(run, folder, original, kwargs)
         config = read_config(folder, self.model_types, self.known_types)
         tokenizer = read_tokenizer(folder, optional=run.intent == "plan")
-        model = self._model(run, config, kwargs, lambda auto, given: strictly_loaded(auto, folder, config, given))
+        spare = partial(self._spared, run)
+        model = self._model(
+            run, config, kwargs, lambda auto, given: strictly_loaded(auto, folder, config, given, spare)
+        )
         return self._loaded(run, folder, model, tokenizer, stop_ids(model, tokenizer))
+
+    def folder(self, run: Run, *, pickled: bool = False) -> str:
+        """The directory of the weights, downloaded where a hub id or a size is asked for."""
+        place = locate(sized(run, self), self.starter, type(self).__name__, pickled=pickled)
+        return without_adapter(place)
 
     @property
     def known_types(self) -> tuple[str, ...]:
@@ -130,8 +150,8 @@ class HFModel:
             max_positions=int(getattr(config, "max_position_embeddings", None) or UNLIMITED),
             vocab_size=int(config.vocab_size),
             stop_ids=stops,
-            unpackable=self.unpackable,
-            lr_scale=self.starter_lr_scale if run.settings.checkpoint is None else 1.0,
+            unpackable=self._why_padded(config),
+            lr_scale=self.starter_lr_scale if folder == str(self.starter) else 1.0,
         )
 
     def _model(
@@ -148,7 +168,7 @@ class HFModel:
 
         auto = getattr(transformers, HEADS[run.head])
         given = {"attn_implementation": register(), "dtype": dtype_of(run.settings), "trust_remote_code": False}
-        if self.unpackable:
+        if self._why_padded(config):
             given.pop("attn_implementation")
         given |= kwargs
         if run.intent == "plan":
@@ -157,6 +177,38 @@ class HFModel:
         if self.weights == "random":
             return auto.from_config(config, **given)  # type: ignore[no-any-return]
         return pretrained(auto, given)
+
+    def _why_padded(self, config: PreTrainedConfig) -> str:
+        said = self.unpackable
+        return said if isinstance(said, str) else said.get(config.model_type, "")
+
+    def _spared(self, run: Run, model: PreTrainedModel, info: Info) -> Info:
+        """What is missing and unexpected without a head to be drawn and without leftovers, which both are said."""
+        unexpected, missing = set(info["unexpected_keys"]), set(info["missing_keys"])
+        left = {name for name in unexpected if any(re.fullmatch(pattern, name) for pattern in self.leftovers)}
+        drawn = missing if run.head in self.drawn_heads and _is_the_head(missing, model) else set()
+        if run.intent == "train" and drawn:
+            run.say(f"the checkpoint has no head for {run.head}: a new one is drawn ({_modules_of(drawn)})")
+        if run.intent == "train" and left:
+            many = f"{len(left)} tensors of the checkpoint have" if len(left) > 1 else "1 tensor of the checkpoint has"
+            run.say(f"{many} no use here and {'are' if len(left) > 1 else 'is'} left out ({_modules_of(left)})")
+        return {**info, "unexpected_keys": unexpected - left, "missing_keys": missing - drawn}
+
+
+def sized(run: Run, family: HFModel) -> Run:
+    """The run with the checkpoint that the family's option `size` names, or the usual one where there is no starter."""
+    asked, size, name = run.settings.checkpoint, family.size, type(family).__name__
+    if size and asked is not None:
+        raise Refused(f"the size '{size}' and the checkpoint '{asked}' are both given; leave one of them out")
+    if size and size not in family.sizes:
+        known = f"it has {', '.join(family.sizes)}" if family.sizes else "name base weights with --checkpoint"
+        raise Refused(f"the family {name} knows no size '{size}'; {known}")
+    if asked is not None or not family.sizes or (family.starter is not None and not size):
+        return run
+    chosen = family.sizes[size] if size else next(iter(family.sizes.values()))
+    if not size and run.intent in ("train", "plan"):
+        run.say(f"no --checkpoint given: '{chosen}' is used, from the hub; pass --checkpoint PATH|HUB_ID for another")
+    return replace(run, settings=replace(run.settings, checkpoint=chosen))
 
 
 def locate(run: Run, starter: Path | None, family: str, *, pickled: bool = False) -> str:
@@ -288,8 +340,17 @@ def read_tokenizer(folder: str, *, optional: bool = False) -> PreTrainedTokenize
     return tokenizer
 
 
-def strictly_loaded(auto: Any, folder: str, config: PreTrainedConfig, given: Mapping[str, Any]) -> PreTrainedModel:
-    """The model with every tensor of the checkpoint in its place; a missing or unexpected one is refused by name."""
+def strictly_loaded(
+    auto: Any,
+    folder: str,
+    config: PreTrainedConfig,
+    given: Mapping[str, Any],
+    spared: Callable[[PreTrainedModel, Info], Info] = lambda model, info: info,
+) -> PreTrainedModel:
+    """The model with every tensor of the checkpoint in its place; a missing or unexpected one is refused by name.
+
+    `spared` answers what of the names that do not fit is still to be refused.
+    """
     from safetensors import SafetensorError
 
     try:
@@ -299,6 +360,7 @@ def strictly_loaded(auto: Any, folder: str, config: PreTrainedConfig, given: Map
     except (OSError, RuntimeError, LookupError, SafetensorError) as unreadable:
         reason = " ".join(str(unreadable).split())[:200] or type(unreadable).__name__
         raise Refused(f"the weights in '{folder}' cannot be read: {reason}") from None
+    info = spared(model, info)
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[kind]:
             name = min(key if isinstance(key, str) else key[0] for key in info[kind])
@@ -307,6 +369,19 @@ def strictly_loaded(auto: Any, folder: str, config: PreTrainedConfig, given: Map
                 f"tensors, the first is '{name}'; the checkpoint is incomplete or of another architecture"
             )
     return model  # type: ignore[no-any-return]
+
+
+def _is_the_head(missing: set[str], model: PreTrainedModel) -> bool:
+    """Whether exactly the head of `model` is missing, with or without what pools for it."""
+    inside = f"{model.base_model_prefix}."
+    head = {name for name, _ in model.named_parameters() if not name.startswith(inside)}
+    pooling = {f"{inside}pooler.dense.weight", f"{inside}pooler.dense.bias"}
+    return bool(head) and head <= missing <= head | pooling
+
+
+def _modules_of(names: set[str]) -> str:
+    """The modules that tensors are in, one for all blocks."""
+    return ", ".join(sorted({re.sub(r"\.\d+\.", ".*.", name).rpartition(".")[0] for name in names}))
 
 
 def filled(

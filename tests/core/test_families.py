@@ -10,10 +10,12 @@ from typing import ClassVar
 
 import ftcore
 import pytest
-from ftcore.families import HFModel, parts_of
+import torch
+from ftcore.families import HFModel, parts_of, sized
 from ftcore.hooks import Loaded, Run
 from ftcore.settings import Settings
 from ftcore.testing.stage import Encoder, EncoderDecoder, tiny_checkpoint
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 
@@ -22,6 +24,15 @@ class Padded(HFModel):
 
     model_types: ClassVar[tuple[str, ...]] = ("granite",)
     unpackable: ClassVar[str] = "the test pads them"
+
+
+class Published(HFModel):
+    """Decoders of two types, one of them padded, whose files hold more than a model needs."""
+
+    model_types: ClassVar[tuple[str, ...]] = ("granite", "olmo")
+    unpackable: ClassVar[Mapping[str, str]] = {"olmo": "the test pads this type"}
+    leftovers: ClassVar[tuple[str, ...]] = (r"model\.layers\.\d+\.mask",)
+    sizes: ClassVar[Mapping[str, str]] = {"2b": "makers/model-2b", "8b": "makers/model-8b"}
 
 
 def loaded(family: HFModel, folder: Path, head: str = "causal-lm", **kwargs: object) -> Loaded:
@@ -99,3 +110,45 @@ def test_an_index_that_leads_nowhere_is_refused(index: str, tmp_path: Path) -> N
     (folder / "model.safetensors.index.json").write_text(index, encoding="utf-8")
     with pytest.raises(ftcore.Refused, match=r"the weights in '.*led-astray' cannot be read"):
         loaded(Padded(), folder)
+
+
+def test_what_files_may_hold_besides_is_left_out_and_said_and_nothing_else_is(tmp_path: Path) -> None:
+    folder, said = changed(tiny_checkpoint("granite"), tmp_path / "more"), list[str]()
+    tensors = load_file(folder / "model.safetensors")
+    save_file({**tensors, "model.layers.0.mask": torch.ones(2)}, folder / "model.safetensors", {"format": "pt"})
+    run = Run(Settings(checkpoint=str(folder)), "train", "causal-lm", say=said.append)
+    found = Published().load_model(run, {}).model.state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
+    assert said == ["1 tensor of the checkpoint has no use here and is left out (model.layers.*)"]
+    with pytest.raises(ftcore.Refused, match=r"1 unexpected tensors, the first is 'model\.layers\.0\.mask'"):
+        loaded(Padded(), folder)
+
+
+def test_rows_of_one_type_are_padded_and_of_another_laid_end_to_end() -> None:
+    assert loaded(Published(), tiny_checkpoint("olmo")).unpackable == "the test pads this type"
+    assert loaded(Published(), tiny_checkpoint("granite")).unpackable == ""
+
+
+def asked(family: HFModel, checkpoint: str | None = None) -> str | None:
+    """The checkpoint that a run with this family reads; None is its starter."""
+    return sized(Run(Settings(checkpoint=checkpoint), "train", "causal-lm"), family).settings.checkpoint
+
+
+def test_a_size_is_a_checkpoint_by_another_name_and_the_first_is_the_usual_one() -> None:
+    assert asked(Published(size="8b")) == "makers/model-8b"
+    assert asked(Published()) == "makers/model-2b"
+    assert asked(Published(), "elsewhere") == "elsewhere"
+    with pytest.raises(ftcore.Refused, match="knows no size '9b'; it has 2b, 8b"):
+        asked(Published(size="9b"))
+    with pytest.raises(ftcore.Refused, match="size '2b' and the checkpoint 'elsewhere' are both given; leave one"):
+        asked(Published(size="2b"), "elsewhere")
+    with pytest.raises(ftcore.Refused, match="Padded knows no size '2b'; name base weights with --checkpoint"):
+        asked(Padded(size="2b"))
+
+
+def test_a_starter_comes_before_the_usual_size(tmp_path: Path) -> None:
+    class WithStarter(Published):
+        starter: ClassVar[Path | None] = tmp_path
+
+    assert asked(WithStarter()) is None
+    assert asked(WithStarter(size="2b")) == "makers/model-2b"

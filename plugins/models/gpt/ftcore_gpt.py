@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
-from ftcore import hookimpl, options
-from ftcore.families import HFModel, locate, read_config
-from ftcore.hooks import Loaded, Run
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel
+from ftcore import options
+from ftcore.families import HFModel
 
 H, NEOX = "transformer.h.*", "gpt_neox.layers.*"
 FUSED = f"{H}.attn.c_attn {NEOX}.attention.query_key_value"
-PADDED = ("gpt_neo", "gptj")
-MASK = re.compile(r"transformer\.h\.\d+\.attn(\.attention)?\.(masked_)?bias")
+NO_BORDERS = "its attention takes no borders between rows"
 
 
 @options
@@ -29,6 +22,8 @@ class GPT(HFModel):
         "gpt_neo": {"num_hidden_layers": 3, "attention_types": [[["global", "local", "global"], 1]], "window_size": 8},
         "gptj": {"rotary_dim": 4},
     }
+    unpackable: ClassVar[Mapping[str, str]] = {"gpt_neo": NO_BORDERS, "gptj": NO_BORDERS}
+    leftovers: ClassVar[tuple[str, ...]] = (r"transformer\.h\.\d+\.attn(\.attention)?\.(masked_)?bias",)
     roles: ClassVar[Mapping[str, str]] = {
         "block": f"{H} {NEOX}",
         **{f"attention.{of}": f"{FUSED} {H}.attn.{of}_proj {H}.attn.attention.{of}_proj" for of in "qkv"},
@@ -39,38 +34,3 @@ class GPT(HFModel):
         "embedding": "transformer.wte gpt_neox.embed_in",
         "head": "lm_head",
     }
-
-    @hookimpl
-    def load_model(self, run: Run, kwargs: Mapping[str, Any]) -> Loaded:
-        """The checkpoint in transformers' own class; rows of a type whose attention takes no borders are padded."""
-        folder = locate(run, self.starter, type(self).__name__)
-        padded = read_config(folder, self.model_types).model_type in PADDED
-        return HFModel.load_model(Padded(weights=self.weights) if padded else self, run, kwargs)
-
-
-@options
-class Padded(GPT):
-    """Those of the family whose attention takes no borders between rows."""
-
-    unpackable: ClassVar[str] = "its attention takes no borders between rows"
-
-    def _model(
-        self,
-        run: Run,
-        config: PreTrainedConfig,
-        kwargs: Mapping[str, Any],
-        pretrained: Callable[[Any, Mapping[str, Any]], PreTrainedModel],
-    ) -> PreTrainedModel:
-        return HFModel._model(self, run, config, kwargs, lambda auto, given: pretrained(WithoutMasks(auto), given))
-
-
-@dataclass(frozen=True)
-class WithoutMasks:
-    """A class of transformers that leaves out the masks which published files hold beside the weights."""
-
-    auto: Any
-
-    def from_pretrained(self, folder: str, **given: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
-        """The model, and which names of the file and of the model have no counterpart."""
-        model, info = self.auto.from_pretrained(folder, **given)
-        return model, {**info, "unexpected_keys": {n for n in info["unexpected_keys"] if not MASK.fullmatch(n)}}

@@ -11,13 +11,11 @@ from ftcore.families import (
     HEADS,
     UNLIMITED,
     HFModel,
-    locate,
     read_config,
     read_fields,
     read_tokenizer,
     stop_ids,
     strictly_loaded,
-    without_adapter,
 )
 from ftcore.hooks import Loaded, Run
 from ftcore.settings import dtype_of
@@ -40,7 +38,7 @@ class Auto(HFModel):
     @hookimpl
     def load_model(self, run: Run, kwargs: Mapping[str, Any]) -> Loaded:
         """The checkpoint in transformers' own class, with parts for the roles that names, shapes and places tell."""
-        folder = without_adapter(locate(run, self.starter, type(self).__name__))
+        folder = self.folder(run)
         config = read_config(folder, (str(read_fields(folder).get("model_type")),))
         self._is_for(config, run.head)
         tokenizer = read_tokenizer(folder, optional=run.intent == "plan")
