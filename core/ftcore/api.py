@@ -82,15 +82,27 @@ def merge(directory: str | Path, *, output: str | Path, stream: bool = False, **
     return merging.merge(Path(directory), Path(output), lambda line: None, overrides, stream=stream)
 
 
-def convert(checkpoint: str | Path, *, model: Any, output: str | Path, **family: Any) -> Path:
+def convert(
+    checkpoint: str | Path,
+    *,
+    model: Any = None,
+    output: str | Path,
+    adapter: str | Path | None = None,
+    **family: Any,
+) -> Path:
     """A plain checkpoint in `output`, with its tokenizer, made from one of the family `model` in another shape.
 
     transformers loads it without ftcore. It keeps the precision of the files, and one tensor at a time is in memory.
+    Without `model` it is the family that makes checkpoints of this type plain. With the directory
+    of an adapter that was trained on its makers' modules, `output` is that adapter for the plain checkpoint instead.
     """
-    from ftcore import merging
+    from ftcore import families, merging
 
     merging.refuse_existing(Path(output))
-    return merging.convert(_load(model, None, checkpoint, "plan", family), Path(output))
+    loaded = _load(model or families.converting_family(str(checkpoint)), None, checkpoint, "plan", family)
+    if adapter is not None:
+        return merging.convert_adapter(loaded, Path(adapter), Path(output))
+    return merging.convert(loaded, Path(output))
 
 
 def inject(module: nn.Module, *, method: Any, **options: Any) -> nn.Module:

@@ -425,9 +425,19 @@ class ConvertCommand(RunCommand):
     """A command on a checkpoint, whose flags are the options of the family that its arguments name."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """The arguments parsed with the flags of the family they name."""
-        ctx.meta["ftcore.dynamic"] = list(_flags_of_family(_peeked(args).get("model")))
+        """The arguments parsed with the flags of the family that they name, or that converts such a checkpoint."""
+        ctx.meta["ftcore.dynamic"] = list(_flags_of_family(_peeked(args).get("model") or _family_for(args)))
         return click.Command.parse_args(self, ctx, args)
+
+
+def _family_for(args: Sequence[str]) -> str | None:
+    """The family that converts the directory among the arguments, where there is one."""
+    folder = _file_among(args)
+    if folder is None or not Path(folder, "config.json").is_file():
+        return None
+    from ftcore.families import converting_family
+
+    return converting_family(folder)
 
 
 def _flags_of_family(name: str | None) -> Iterator[click.Parameter]:
@@ -441,16 +451,23 @@ def _flags_of_family(name: str | None) -> Iterator[click.Parameter]:
 
 @cli.command(cls=ConvertCommand)
 @click.argument("checkpoint")
-@click.option("--model", required=True, metavar="FAMILY", help="The model family, whose options are flags too.")
+@click.option("--model", metavar="FAMILY", help="The model family, whose options are flags too; by default it is told.")
+@click.option("--adapter", type=click.Path(path_type=Path), help="Convert this adapter, trained on it, instead.")
 @click.option("--output", required=True, type=click.Path(path_type=Path), help="New directory for the plain model.")
 @click.pass_context
-def convert(ctx: click.Context, /, checkpoint: str, model: str, output: Path, **given: Any) -> None:
-    """Write a checkpoint in its authors' own shape as a plain one that needs neither ftcore nor their code."""
+def convert(
+    ctx: click.Context, /, checkpoint: str, model: str | None, adapter: Path | None, output: Path, **given: Any
+) -> None:
+    """Write a checkpoint in its authors' own shape as a plain one that needs neither ftcore nor their code.
+
+    With --adapter, write an adapter that was trained on the authors' own modules as one for the plain model.
+    """
     from ftcore import api
 
     family = next(iter(_options_given(ctx).values()), {})
-    api.convert(checkpoint, model=model, output=output, **family)
-    click.echo(f"the plain model is in {output}; load it with transformers' from_pretrained")
+    api.convert(checkpoint, model=model, output=output, adapter=adapter, **family)
+    what = "an adapter for the plain model" if adapter else "the plain model"
+    click.echo(f"{what} is in {output}; load it with from_pretrained, without ftcore")
 
 
 @cli.command()

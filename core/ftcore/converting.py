@@ -106,13 +106,17 @@ class Place:
     normalised: bool = False
 
     def cut(self, whole: Tensor) -> Tensor:
-        """This tensor's rows out of all that the original has."""
+        """This tensor out of the original one that holds it."""
         from torch.nn.functional import normalize
 
+        mine = self.rows(whole)
+        return normalize(mine) if self.normalised else mine.clone() if mine.shape != whole.shape else mine
+
+    def rows(self, whole: Tensor) -> Tensor:
+        """This tensor's rows of something that has as many rows as the original."""
         grouped = whole.reshape(self.groups, whole.shape[0] // self.groups, *whole.shape[1:])
         first, rows = self.start // self.groups, self.shape[0] // self.groups
-        mine = grouped[:, first : first + rows].reshape(self.shape)
-        return normalize(mine) if self.normalised else mine.clone() if rows < grouped.shape[1] else mine
+        return grouped[:, first : first + rows].reshape(self.shape[0], *whole.shape[1:])
 
 
 class Native(Mapping[str, "Tensor"]):
@@ -176,21 +180,56 @@ def _kept_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     return ((name, buffer) for name, buffer in model.named_buffers() if name in kept)
 
 
+def places_of(rules: tuple[Rule, ...], shapes: Shapes) -> dict[str, Place]:
+    """What each tensor of a model with `shapes` is cut from, as the rules say it; those that are zero are left out."""
+    found: dict[str, Place] = {}
+    for native in shapes:
+        for source in filter(None, (rule.origin(native) for rule in rules)):
+            if native not in found and (cut := _cut(source, rules, shapes)) and native in cut.targets:
+                found.update(cut.places())
+    return found
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The native tensors that the rows of an original one go to, and by which rule."""
+
+    source: str
+    rule: Rule
+    targets: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+
+    @property
+    def whole(self) -> tuple[int, ...]:
+        """The shape that the original must have."""
+        return (sum(shape[0] for shape in self.shapes), *self.shapes[0][1:])
+
+    def places(self) -> Iterator[tuple[str, Place]]:
+        """Where each target's rows are."""
+        start = 0
+        for target, shape in zip(self.targets, self.shapes, strict=True):
+            yield target, Place(shape, self.source, start, self.rule.groups, self.rule.normalised)
+            start += shape[0]
+
+
+def _cut(source: str, rules: tuple[Rule, ...], shapes: Shapes) -> Cut | None:
+    """What becomes of an original tensor of this name; None when it has no place in the model."""
+    rule, targets = next(((r, t) for r in rules if (t := r.targets(source)) is not None), (None, ()))
+    if rule is None or any(target not in shapes for target in targets):
+        return None
+    return Cut(source, rule, targets, tuple(shapes[target] for target in targets))
+
+
 def _places(
     folder: str, name: str, shape: tuple[int, ...], rules: tuple[Rule, ...], shapes: Shapes
 ) -> Iterator[tuple[str, Place]]:
     """Where the rows of one original tensor go."""
-    rule, targets = next(((r, t) for r in rules if (t := r.targets(name)) is not None), (None, ()))
-    if rule is None or any(target not in shapes for target in targets):
+    cut = _cut(name, rules, shapes)
+    if cut is None:
         raise _unfit(folder, f"an unexpected tensor '{name}'")
-    rows = [shapes[target][0] for target in targets]
-    wanted = (sum(rows), *shapes[targets[0]][1:])
-    if shape != wanted or any(count % rule.groups for count in rows):
-        raise _unfit(folder, f"the tensor '{name}' is {_shown(shape)} and must be {_shown(wanted)}")
-    start = 0
-    for target, count in zip(targets, rows, strict=True):
-        yield target, Place(shapes[target], name, start, rule.groups, rule.normalised)
-        start += count
+    if shape != cut.whole or any(rows[0] % cut.rule.groups for rows in cut.shapes):
+        raise _unfit(folder, f"the tensor '{name}' is {_shown(shape)} and must be {_shown(cut.whole)}")
+    return cut.places()
 
 
 def _unfit(folder: str, found: str) -> Refused:
@@ -216,15 +255,18 @@ def _matches(name: str, patterns: tuple[str, ...]) -> bool:
 # Files
 
 
-class Files:
-    """The tensors of a checkpoint directory by their own names, whatever files they are in."""
+CHECKPOINT_FILES = ("model.safetensors", "pytorch_model.bin")
 
-    def __init__(self, folder: Path) -> None:
+
+class Files:
+    """The tensors of a directory by their own names, whatever files they are in: the first kind that is there."""
+
+    def __init__(self, folder: Path, kinds: tuple[str, ...] = CHECKPOINT_FILES) -> None:
         self.folder = folder
         with _said_of(folder):
             self._file_of: dict[str, Path] = {}
             self.shapes: dict[str, tuple[int, ...]] = {}
-            for file in self._readable(stored_in(folder)):
+            for file in self._readable(stored_in(folder, kinds)):
                 self._list(file)
 
     def read(self, name: str) -> Tensor:
@@ -268,16 +310,16 @@ def _said_of(folder: Path) -> Iterator[None]:
         raise Refused(f"the weights in '{folder}' cannot be read: {reason}") from None
 
 
-def stored_in(folder: Path) -> list[Path]:
-    """The files that hold a checkpoint's tensors: safetensors where there are any, in shards where an index says so."""
-    for stem in ("model.safetensors", "pytorch_model.bin"):
+def stored_in(folder: Path, kinds: tuple[str, ...] = CHECKPOINT_FILES) -> list[Path]:
+    """The files that hold the tensors: of the first of `kinds` that is there, in shards where an index says so."""
+    for stem in kinds:
         index = folder / f"{stem}.index.json"
         if index.is_file():
             held = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
             return [folder / Path(name).name for name in sorted(set(held))]
         if (folder / stem).is_file():
             return [folder / stem]
-    raise FileNotFoundError("there is neither model.safetensors nor pytorch_model.bin")
+    raise FileNotFoundError(f"there is neither {' nor '.join(kinds)}")
 
 
 def _repack_apart(files: list[Path], into: str) -> None:

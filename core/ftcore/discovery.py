@@ -44,6 +44,7 @@ DECLARABLE: Mapping[str, Any] = {
     "suggested_lr": 2e-4,  # method: the peak learning rate when none is given
     "alone": "",  # method: why it cannot stand beside another; empty means that it can
     "one_of": "",  # method: what it goes through, of which a run takes one; empty means nothing shared
+    "parted": {},  # method: how its tensors, by the ends of their names, follow a cut module: by "rows", or "whole"
     "unpackable": "",  # method: why rows cannot be laid end to end under it; empty means that they can
     "only_heads": (),  # method: the heads it can adapt; empty means every
     "examples": (),  # task: rows in the shape it reads, each with the texts that the model learns to say

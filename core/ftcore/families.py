@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from ftcore.converting import Fields, Original, native, shapes_of
+from ftcore.converting import Fields, Original, native, places_of, shapes_of
 from ftcore.declaring import nearest, options
+from ftcore.discovery import Offer, declared_datum, sound
 from ftcore.errors import Refused
 from ftcore.hooks import Loaded, Run, hookimpl
-from ftcore.settings import dtype_of
+from ftcore.settings import Settings, dtype_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -123,7 +124,8 @@ class HFModel:
         config = native_config(folder, original, fields)
         with torch.device("meta"):
             empty = getattr(transformers, HEADS[run.head]).from_config(config)
-        tensors = partial(native, folder, original.rules(fields), shapes_of(empty), original.zeros(fields))
+        rules, shapes = original.rules(fields), shapes_of(empty)
+        tensors = partial(native, folder, rules, shapes, original.zeros(fields))
         tokenizer = built_tokenizer(folder, original, fields, optional=run.intent != "train")
         model = self._model(run, config, kwargs, lambda _, given: filled(type(empty), config, tensors(), given))
         if note := original.note(fields) if run.intent != "plan" else "":
@@ -131,7 +133,7 @@ class HFModel:
         known = tokenizer.get_vocab() if tokenizer else {}
         stops = (*stop_ids(model, tokenizer), *(known[stop] for stop in original.stops if stop in known))
         loaded = self._loaded(run, folder, model, tokenizer, tuple(dict.fromkeys(stops)))
-        return replace(loaded, tensors=tensors)
+        return replace(loaded, tensors=tensors, places=places_of(rules, shapes))
 
     def _loaded(
         self,
@@ -193,6 +195,26 @@ class HFModel:
             many = f"{len(left)} tensors of the checkpoint have" if len(left) > 1 else "1 tensor of the checkpoint has"
             run.say(f"{many} no use here and {'are' if len(left) > 1 else 'is'} left out ({_modules_of(left)})")
         return {**info, "unexpected_keys": unexpected - left, "missing_keys": missing - drawn}
+
+
+def converting_family(checkpoint: str) -> str:
+    """The installed family that makes such a checkpoint plain; Refused unless there is exactly one."""
+    run = Run(Settings(checkpoint=checkpoint), "plan", "")
+    kind = read_fields(locate(run, None, "")).get("model_type")
+    found = [offer.name for offer in sound("model") if _converts(offer, kind)]
+    if not found:
+        raise Refused(
+            f"the checkpoint '{checkpoint}' is of type '{kind}', which no family converts; is it plain already?"
+        )
+    if len(found) > 1:
+        raise Refused(
+            f"checkpoints of type '{kind}' are converted by {', '.join(found)}; name one of them with --model"
+        )
+    return found[0]
+
+
+def _converts(offer: Offer, kind: Any) -> bool:
+    return any(original.model_type == kind for original in declared_datum(offer.load(), "originals") or ())
 
 
 def sized(run: Run, family: HFModel) -> Run:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
     from transformers import PreTrainedTokenizerBase
 
+    from ftcore.converting import Place
     from ftcore.settings import Settings
 
 hookspec = pluggy.HookspecMarker("ftcore")
@@ -41,7 +42,8 @@ class Loaded:
     `parts` maps a role (`attention.q`, `mlp.up`, `embedding`, `head`, `norm`, `block`) to module names.
     `unpackable` says why rows cannot be laid end to end; empty means that they can. `lr_scale` is what a method's
     suggested learning rate is multiplied by: a very small model wants larger steps. `tensors` opens the checkpoint's
-    tensors under the model's names, each read when it is asked for, where its files hold them in another shape.
+    tensors under the model's names, each read when it is asked for, where its files hold them in another shape, and
+    `places` says what each of them is cut from.
     """
 
     model: nn.Module
@@ -54,6 +56,7 @@ class Loaded:
     unpackable: str = ""
     lr_scale: float = 1.0
     tensors: Callable[[], Mapping[str, Tensor]] | None = None
+    places: Mapping[str, Place] = field(default_factory=dict)
 
 
 class Row(Protocol):

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftcore import streaming
+from ftcore import directory as files
+from ftcore import streaming, translating
 from ftcore.adapters import fold
 from ftcore.errors import FtcoreError, Refused
 from ftcore.hooks import Loaded
@@ -59,6 +60,16 @@ def convert(loaded: Loaded, output: Path) -> Path:
         raise Refused(f"the checkpoint '{loaded.checkpoint}' is a plain one already; use it as it is")
     with staged(output) as folder:
         streaming.convert(loaded, loaded.tensors(), folder)
+    return output
+
+
+def convert_adapter(loaded: Loaded, adapter: Path, output: Path) -> Path:
+    """`output` is `adapter`, trained on the makers' own modules, for the plain checkpoint; all of it or nothing."""
+    refuse_existing(output)
+    native = translating.natively(adapter, loaded)
+    with staged(output) as folder:
+        folder.mkdir()
+        files.write_adapter(folder, native)
     return output
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from ftcore import Data, FtcoreError, Loaded, Refused, Run, hookimpl, options
@@ -20,6 +20,7 @@ class IA3(MergeablePeftMethod):
     """k = l_k * (W_k x), v = l_v * (W_v x) and W_down (l_ff * x): three vectors a block train, which start as ones."""
 
     suggested_lr: ClassVar[float] = 3e-3
+    parted: ClassVar[Mapping[str, str]] = {"ia3_l": "rows"}
 
     parts: Annotated[
         tuple[str, ...],

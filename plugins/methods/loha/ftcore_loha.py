@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from ftcore import Data, Loaded, Run, options
 from ftcore_peft import MergeablePeftMethod
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
 @options
 class LoHa(MergeablePeftMethod):
     """h = W x + (alpha / r) ((A1 B1) * (A2 B2)) x, whose update has a rank of up to r squared."""
+
+    parted: ClassVar[Mapping[str, str]] = {
+        "hada_w1_a": "rows", "hada_w1_b": "whole", "hada_w2_a": "rows", "hada_w2_b": "whole",
+    }  # fmt: skip
 
     r: Annotated[int, Field(ge=1, description="Rank of each of the two products.")] = 8
     alpha: Annotated[int, Field(ge=1, description="The update is scaled by alpha / r.")] = 8

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from ftcore import Adapter, Data, Loaded, Refused, Run, hookimpl, options
 from ftcore_peft import MergeablePeftMethod, between_precisions, matched_patterns, refuse_tied
@@ -20,6 +20,14 @@ FROM_DATA = ("eva", "lora_ga")
 @options
 class LoRA(MergeablePeftMethod):
     """h = W x + (alpha / r) B A x with A of shape (r, in) and B of shape (out, r); W stays frozen (equation 3)."""
+
+    parted: ClassVar[Mapping[str, str]] = {
+        "lora_A.weight": "whole",
+        "lora_B.weight": "rows",
+        "lora_B.bias": "rows",
+        "lora_magnitude_vector": "rows",
+        "lora_magnitude_vector.weight": "rows",
+    }
 
     r: Annotated[int, Field(ge=1, description="Rank of the update.")] = 8
     alpha: Annotated[int, Field(ge=1, description="The update is scaled by alpha / r.")] = 16
