@@ -289,13 +289,39 @@ class Files:
         """The files, those that are pickled repacked by a process of their own into a directory that goes with this."""
         if all(file.suffix == ".safetensors" for file in files):
             return files
-        lost = [file.name for file in files if not file.is_file()]
-        if lost:
-            raise FileNotFoundError(f"{lost[0]} is missing")
         folder = tempfile.mkdtemp("-ftcore")
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         _repack_apart(files, folder)
         return sorted(Path(folder).glob("*.safetensors"))
+
+
+@contextmanager
+def without_pickles(folder: Path) -> Iterator[Path]:
+    """A directory with the same configuration and tensors, these in safetensors: `folder` where they are already."""
+    with _said_of(folder):
+        pickled = not any(folder.glob("*.safetensors")) and any(folder.glob("*.bin"))
+    if not pickled:
+        yield folder
+        return
+    with tempfile.TemporaryDirectory("-ftcore") as repacked:
+        with _said_of(folder):
+            _repack_apart(stored_in(folder), repacked)
+        for file in folder.glob("*.json"):
+            shutil.copyfile(file, Path(repacked, file.name))
+        _index(Path(repacked))
+        yield Path(repacked)
+
+
+def _index(folder: Path) -> None:
+    """The directory's files are one checkpoint."""
+    from safetensors import safe_open
+
+    where: dict[str, str] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as opened:
+            where |= dict.fromkeys(opened.keys(), file.name)
+    index = {"metadata": {}, "weight_map": where}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
 
 
 @contextmanager
@@ -324,6 +350,9 @@ def stored_in(folder: Path, kinds: tuple[str, ...] = CHECKPOINT_FILES) -> list[P
 
 def _repack_apart(files: list[Path], into: str) -> None:
     """The tensors of pickled files are in `into`; another process reads the pickles, and runs nothing in them."""
+    lost = [file.name for file in files if not file.is_file()]
+    if lost:
+        raise FileNotFoundError(f"{lost[0]} is missing")
     command = "import sys; from ftcore.converting import repack; repack(*sys.argv[1:])"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     done = subprocess.run(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from ftcore.converting import Fields, Original, native, places_of, shapes_of
+from ftcore.converting import Fields, Original, native, places_of, shapes_of, without_pickles
 from ftcore.declaring import nearest, options
 from ftcore.discovery import Offer, declared_datum, sound
 from ftcore.errors import Refused
@@ -86,9 +86,8 @@ class HFModel:
     @hookimpl
     def load_model(self, run: Run, kwargs: Mapping[str, Any]) -> Loaded:
         """The checkpoint in transformers' own class, every weight filled from the checkpoint and none left over."""
-        converts = bool(self.originals)
-        folder = self.folder(run, pickled=converts)
-        original = self.original(read_fields(folder)) if converts else None
+        folder = self.folder(run)
+        original = self.original(read_fields(folder)) if self.originals else None
         if original is not None:
             return self._converted(run, folder, original, kwargs)
         config = read_config(folder, self.model_types, self.known_types)
@@ -99,9 +98,9 @@ class HFModel:
         )
         return self._loaded(run, folder, model, tokenizer, stop_ids(model, tokenizer))
 
-    def folder(self, run: Run, *, pickled: bool = False) -> str:
+    def folder(self, run: Run) -> str:
         """The directory of the weights, downloaded where a hub id or a size is asked for."""
-        place = locate(sized(run, self), self.starter, type(self).__name__, pickled=pickled)
+        place = locate(sized(run, self), self.starter, type(self).__name__)
         return without_adapter(place)
 
     @property
@@ -233,11 +232,8 @@ def sized(run: Run, family: HFModel) -> Run:
     return replace(run, settings=replace(run.settings, checkpoint=chosen))
 
 
-def locate(run: Run, starter: Path | None, family: str, *, pickled: bool = False) -> str:
-    """The directory of the base weights; Refused when a path does not hold a checkpoint.
-
-    From the hub come pickled weights too, where there are no others and `pickled` allows it.
-    """
+def locate(run: Run, starter: Path | None, family: str) -> str:
+    """The directory of the base weights; Refused when a path does not hold a checkpoint."""
     asked = run.settings.checkpoint
     if asked is None:
         if starter is None:
@@ -255,7 +251,7 @@ def locate(run: Run, starter: Path | None, family: str, *, pickled: bool = False
         near = nearest(path.name, siblings)
         hint = f"did you mean '{path.parent / near}'?" if near else "pass a directory with config.json or a hub id"
         raise Refused(f"the checkpoint '{asked}' is no directory; {hint}")
-    return _snapshot(asked, weights=run.intent != "plan", pickled=pickled)
+    return _snapshot(asked, weights=run.intent != "plan")
 
 
 def without_adapter(folder: str) -> str:
@@ -265,14 +261,14 @@ def without_adapter(folder: str) -> str:
     return folder
 
 
-def _snapshot(hub_id: str, *, weights: bool, pickled: bool) -> str:
-    """The local copy of a hub checkpoint, with its weights or without."""
+def _snapshot(hub_id: str, *, weights: bool) -> str:
+    """The local copy of a hub checkpoint, with its weights or without; pickled ones where there are no others."""
     from huggingface_hub import snapshot_download
 
     wanted = ["*.json", "*.model", "*.tiktoken", "*.txt", "*.jinja", *(["*.safetensors"] if weights else [])]
     try:
         folder = str(snapshot_download(hub_id, allow_patterns=wanted))
-        if weights and pickled and not any(Path(folder).glob("*.safetensors")):
+        if weights and not any(Path(folder).glob("*.safetensors")):
             return str(snapshot_download(hub_id, allow_patterns=[*wanted, "*.bin"]))
         return folder
     except Exception as unreachable:
@@ -376,12 +372,19 @@ def strictly_loaded(
     from safetensors import SafetensorError
 
     try:
-        model, info = auto.from_pretrained(
-            folder, config=config, output_loading_info=True, use_safetensors=True, ignore_mismatched_sizes=True, **given
-        )
+        with without_pickles(Path(folder)) as place:
+            model, info = auto.from_pretrained(
+                place,
+                config=config,
+                output_loading_info=True,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,
+                **given,
+            )
     except (OSError, RuntimeError, LookupError, SafetensorError) as unreadable:
         reason = " ".join(str(unreadable).split())[:200] or type(unreadable).__name__
         raise Refused(f"the weights in '{folder}' cannot be read: {reason}") from None
+    model.name_or_path = model.config.name_or_path = folder
     info = spared(model, info)
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[kind]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ftcore import directory
 from ftcore.adapters import Injected, PartialParts, fold, give, inject
+from ftcore.converting import Files
 from ftcore.discovery import Hooks
 from ftcore.errors import FtcoreError, Refused
 from ftcore.families import read_tokenizer
@@ -90,28 +91,19 @@ class Stored(Mapping[str, "Tensor"]):
     """The tensors of a checkpoint directory, each read when it is asked for."""
 
     def __init__(self, checkpoint: str) -> None:
-        from safetensors import safe_open
-
-        self.files: dict[str, Path] = {}
-        for file in sorted(Path(checkpoint).glob("*.safetensors")):
-            with safe_open(file, framework="pt") as opened_file:
-                self.files.update(dict.fromkeys(opened_file.keys(), file))
+        self.files = Files(Path(checkpoint))
 
     def __getitem__(self, name: str) -> Tensor:
         """The tensor in the precision in which it is stored."""
-        from safetensors import safe_open
-
-        with safe_open(self.files[name], framework="pt") as file:
-            tensor: Tensor = file.get_tensor(name)
-            return tensor
+        return self.files.read(name)
 
     def __iter__(self) -> Iterator[str]:
         """The names, file by file."""
-        return iter(self.files)
+        return iter(self.files.shapes)
 
     def __len__(self) -> int:
         """How many tensors there are."""
-        return len(self.files)
+        return len(self.files.shapes)
 
 
 def sizes(source: Source) -> Sizes:

@@ -152,3 +152,43 @@ def test_a_starter_comes_before_the_usual_size(tmp_path: Path) -> None:
 
     assert asked(WithStarter()) is None
     assert asked(WithStarter(size="2b")) == "makers/model-2b"
+
+
+def pickled(folder: Path, to: Path, shards: int) -> Path:
+    """The checkpoint with its tensors in pickles, as old ones on the hub are."""
+    shutil.copytree(folder, to, ignore=shutil.ignore_patterns("*.safetensors"))
+    tensors = list(load_file(folder / "model.safetensors").items())
+    if shards == 1:
+        torch.save(dict(tensors), to / "pytorch_model.bin")
+        return to
+    index = {}
+    for number in range(shards):
+        torch.save(dict(tensors[number::shards]), to / f"pytorch_model-{number}.bin")
+        index |= {name: f"pytorch_model-{number}.bin" for name, _ in tensors[number::shards]}
+    (to / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": index}), encoding="utf-8")
+    return to
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+@pytest.mark.parametrize("tied", [False, True])
+def test_pickled_weights_are_read_where_there_are_no_others(shards: int, tied: bool, tmp_path: Path) -> None:
+    folder = tiny_checkpoint("granite", tie_word_embeddings=tied)
+    found = loaded(Padded(), pickled(folder, tmp_path / "old", shards))
+    wanted = loaded(Padded(), folder).model.state_dict()
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in found.model.state_dict().items())
+    assert found.stop_ids == (2,)
+    assert found.checkpoint == found.model.name_or_path == str(tmp_path / "old")
+
+
+def test_a_pickle_that_is_more_than_tensors_is_refused_by_its_file(tmp_path: Path) -> None:
+    folder = pickled(tiny_checkpoint("granite"), tmp_path / "old", 1)
+    torch.save({"model": {"step": 3}}, folder / "pytorch_model.bin")
+    with pytest.raises(
+        ftcore.Refused, match=r"cannot be read: not readable is pytorch_model\.bin: 'model' in it is no"
+    ):
+        loaded(Padded(), folder)
+    (folder / "pytorch_model.bin.index.json").write_text(
+        json.dumps({"weight_map": {"a": "gone.bin"}}), encoding="utf-8"
+    )
+    with pytest.raises(ftcore.Refused, match=r"cannot be read: gone\.bin is missing"):
+        loaded(Padded(), folder)
