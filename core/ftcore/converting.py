@@ -22,7 +22,7 @@ from ftcore.errors import Refused
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch import dtype as Dtype  # noqa: N812
-    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 Fields = Mapping[str, Any]
 Shapes = Mapping[str, tuple[int, ...]]
@@ -65,7 +65,8 @@ class Original:
 
     `config` is the native one; the first of `rules` that is about a tensor says where it goes; what matches `zeros` and
     is filled by none is zero. `tokenizer` is made from the files in a folder; `stops` are tokens that end an answer.
-    `note` is said when weights are read.
+    `note` is said when weights are read, and `finish` puts into the model what the native class lacks, with tensors
+    where there are any.
     """
 
     model_type: str
@@ -75,6 +76,7 @@ class Original:
     zeros: Callable[[Fields], tuple[str, ...]] = lambda fields: ()
     stops: tuple[str, ...] = ()
     note: Callable[[Fields], str] = lambda fields: ""
+    finish: Callable[[PreTrainedModel, Native | None], None] = lambda model, tensors: None
     recognises: Callable[[Fields], bool] = lambda fields: True
 
     def __repr__(self) -> str:
@@ -121,6 +123,10 @@ class Place:
 
 class Native(Mapping[str, "Tensor"]):
     """An original checkpoint under native names: a tensor is read and cut when it is asked for."""
+
+    def uncut(self, name: str) -> Tensor:
+        """The whole original tensor that this one is cut from, as it is stored."""
+        return self.files.read(self.places[name].source)
 
     def __init__(self, files: Files, places: Mapping[str, Place]) -> None:
         self.files, self.places = files, places

@@ -400,9 +400,10 @@ class Hooks:
         return any(impl.plugin is chosen.plugin for impl in caller.get_hookimpls())
 
     def _alone(self, hook: str, chosen: Chosen) -> pluggy.HookCaller:
-        """The hook as only `chosen` and the extensions around it answer it."""
-        others = [c.plugin for c in self.chosen if c is not chosen and c.kind != "extension"]
-        return self.manager.subset_hook_caller(hook, others)
+        """The hook as `chosen` answers it, and as extensions, task and family act around it."""
+        others = [c for c in self.chosen if c is not chosen and c.kind != "extension"]
+        silent = [c.plugin for c in others if c.kind == "method" or _answers_alone(c.plugin, hook)]
+        return self.manager.subset_hook_caller(hook, silent)
 
     def _fold(self, hook: str, chosen: Chosen, **given: Any) -> nn.Module:
         answers: list[Any] = self._called(hook, self._alone(hook, chosen), **given)

@@ -125,8 +125,10 @@ class HFModel:
             empty = getattr(transformers, HEADS[run.head]).from_config(config)
         rules, shapes = original.rules(fields), shapes_of(empty)
         tensors = partial(native, folder, rules, shapes, original.zeros(fields))
+        read = tensors() if run.intent != "plan" and self.weights == "pretrained" else None
         tokenizer = built_tokenizer(folder, original, fields, optional=run.intent != "train")
-        model = self._model(run, config, kwargs, lambda _, given: filled(type(empty), config, tensors(), given))
+        model = self._model(run, config, kwargs, lambda _, given: filled(type(empty), config, read or {}, given))
+        original.finish(model, read)
         if note := original.note(fields) if run.intent != "plan" else "":
             run.say(note)
         known = tokenizer.get_vocab() if tokenizer else {}

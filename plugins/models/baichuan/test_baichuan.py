@@ -13,6 +13,7 @@ import pytest
 import torch
 from ftcore.testing import model_checks
 from ftcore_baichuan import Baichuan
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -184,12 +185,71 @@ def test_converted_it_loads_again_and_answers_the_same(
     assert difference(reloaded, model) < 1e-6
 
 
+@pytest.fixture
+def second(written: Callable[..., Path], pieces: Callable[..., bytes]) -> tuple[Path, Tensor]:
+    """A Baichuan2 with rows of many lengths in its head, and that head."""
+    model = plain()
+    model.lm_head.weight.data *= torch.linspace(0.5, 3, 320)[:, None]
+    folder = written(fields(model), original(model))
+    reserved = tuple(f"<reserved_{number}>" for number in range(100, 108))
+    (folder / "tokenizer.model").write_bytes(pieces(("▁cat", "rain"), user=reserved))
+    return folder, model.lm_head.weight.detach().clone()
+
+
+def test_a_head_that_divides_has_the_gradient_of_one(second: tuple[Path, Tensor]) -> None:
+    """d loss / d W through logits = h normalize(W)^T, with W as it is stored."""
+    folder, weight = second
+    model = ftcore.load("baichuan", checkpoint=folder).model
+    hidden = model.model(IDS).last_hidden_state.detach()
+    weight.requires_grad_()
+    wanted = torch.autograd.grad((hidden @ (weight / weight.norm(dim=1, keepdim=True)).T).logsumexp(-1).sum(), weight)[
+        0
+    ]
+    model.requires_grad_(False)
+    model.lm_head.weight.requires_grad_()
+    model(IDS).logits.logsumexp(-1).sum().backward()
+    assert torch.allclose(model.lm_head.weight.grad, wanted, atol=1e-4 * float(wanted.abs().max()))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_head_that_was_trained_or_not_is_plain_once_merged(
+    method: str, stream: bool, second: tuple[Path, Tensor], tmp_path: Path, rows: Path
+) -> None:
+    from transformers import AutoModelForCausalLM, LlamaForCausalLM
+
+    run = ftcore.run(
+        method=method, task="causal", model="baichuan", checkpoint=second[0], data=rows, steps=3, lr=1e-2,
+        output=tmp_path / "run",
+    ).output  # fmt: skip
+    ftcore.merge(run, output=tmp_path / "merged", stream=stream)
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    assert type(merged) is LlamaForCausalLM
+    assert torch.allclose(merged.lm_head.weight.norm(dim=1), torch.ones(320), atol=1e-5)
+    assert difference(merged, ftcore.attach(run).model) < 1e-4
+
+
+def test_nothing_is_added_to_a_head_that_divides(second: tuple[Path, Tensor], tmp_path: Path, rows: Path) -> None:
+    with pytest.raises(ftcore.Refused, match="no update can be added to it; train it whole or leave it out"):
+        ftcore.run(
+            method="lora", task="causal", model="baichuan", checkpoint=second[0], data=rows, steps=1,
+            lora={"target_modules": ["lm_head"]}, output=tmp_path / "run",
+        )  # fmt: skip
+
+
 def test_published_checkpoints_answer_as_their_makers_code(
     published: Callable[..., list[Path]], as_published: Callable[[Any, Path], None]
 ) -> None:
     for folder in published("baichuan*"):
         variant = "baichuan2-13b" if folder.name.startswith("baichuan2-13b") else "auto"
-        as_published(ftcore.load("baichuan", checkpoint=folder, variant=variant), folder)
+        loaded = ftcore.load("baichuan", checkpoint=folder, variant=variant)
+        as_published(loaded, folder)
+        wanted = load_file(folder / "expected.safetensors")
+        if "train_head_grad_rows" in wanted:
+            loaded.model.zero_grad()
+            loaded.model.train()(wanted["input_ids"], labels=wanted["labels"]).loss.backward()
+            found = loaded.model.lm_head.weight.grad[:8]
+            assert torch.allclose(found, wanted["train_head_grad_rows"], rtol=1e-4, atol=1e-6)
 
 
 @model_checks(Baichuan())

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from ftcore import Loaded, Run, hookimpl, options
-from ftcore.converting import Fields, Original, Rule, carried, needed
+from ftcore import Loaded, Refused, Run, hookimpl, options
+from ftcore.converting import Fields, Native, Original, Rule, carried, needed
 from ftcore.families import HFModel
 from ftcore.vocabularies import Specials, from_sentencepiece, read_pieces
 from pydantic import Field
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+    from torch import nn
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 NEEDED = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "rms_norm_eps",
@@ -66,8 +67,16 @@ def _plain_head(fields: Fields) -> tuple[Rule, ...]:
 
 
 def _unit_head(fields: Fields) -> tuple[Rule, ...]:
-    """Baichuan2 divides each row of its head by its length whenever it answers; once is enough."""
+    """Baichuan2 divides each row of its head by its length whenever it answers; a plain checkpoint has it divided."""
     return (*RULES, replace(HEAD, normalised=True))
+
+
+def _dividing(model: PreTrainedModel, tensors: Native | None) -> None:
+    """The head divides as its makers' does, so that it trains as theirs."""
+    from ftcore_baichuan.unit_head import UnitHead
+
+    weight = tensors.uncut("lm_head.weight") if tensors else model.lm_head.weight
+    model.lm_head = UnitHead.of(model.lm_head, weight)
 
 
 def _tokenizer(turns: tuple[str, str] | None) -> Callable[[Path, Fields], PreTrainedTokenizerBase]:
@@ -91,8 +100,8 @@ SECOND = ("<reserved_106>", "<reserved_107>")
 MEMBERS: Mapping[str, Original] = {
     "baichuan-7b": Original("baichuan", _rotary, _plain_head, _tokenizer(None)),
     "baichuan-13b": Original("baichuan", _biased, _plain_head, _tokenizer(FIRST), stops=FIRST[:1]),
-    "baichuan2-7b": Original("baichuan", _rotary, _unit_head, _tokenizer(SECOND), stops=SECOND[:1]),
-    "baichuan2-13b": Original("baichuan", _biased, _unit_head, _tokenizer(SECOND), stops=SECOND[:1]),
+    "baichuan2-7b": Original("baichuan", _rotary, _unit_head, _tokenizer(SECOND), stops=SECOND[:1], finish=_dividing),
+    "baichuan2-13b": Original("baichuan", _biased, _unit_head, _tokenizer(SECOND), stops=SECOND[:1], finish=_dividing),
 }
 SECOND_VOCABULARY = 125_696
 
@@ -134,3 +143,23 @@ class Baichuan(HFModel):
         if fields.get("model_type") != "baichuan":
             return None
         return MEMBERS[_member(fields) if self.variant == "auto" else self.variant]
+
+    @hookimpl(wrapper=True)
+    def inject_adapter(self) -> Generator[None, list[nn.Module], list[nn.Module]]:
+        """Nothing is added to a head that divides: the sum would not be what is merged."""
+        from ftcore_baichuan.unit_head import SCALED, is_added_to
+
+        adapted = yield
+        if any(is_added_to(model) for model in adapted):
+            raise Refused(SCALED)
+        return adapted
+
+    @hookimpl(wrapper=True)
+    def merge(self) -> Generator[None, list[nn.Module], list[nn.Module]]:
+        """The merged model's head is a plain projection, divided once."""
+        from ftcore_baichuan.unit_head import made_plain
+
+        merged = yield
+        for model in merged:
+            made_plain(model)
+        return merged
