@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ftcore.adapters import OnModules
     from ftcore.api import attach, compare, convert, inject, load, merge, plan, plugins, run
     from ftcore.declaring import options
     from ftcore.errors import FtcoreError, Interrupted, Refused
@@ -17,6 +18,7 @@ _HOME = {
     ),
     **dict.fromkeys(("FtcoreError", "Interrupted", "Refused"), "ftcore.errors"),
     **dict.fromkeys(("Adapter", "Batch", "Data", "Example", "Loaded", "Probe", "Run", "hookimpl"), "ftcore.hooks"),
+    "OnModules": "ftcore.adapters",
     "options": "ftcore.declaring",
 }
 
@@ -28,6 +30,7 @@ __all__ = [
     "FtcoreError",
     "Interrupted",
     "Loaded",
+    "OnModules",
     "Probe",
     "Refused",
     "Run",

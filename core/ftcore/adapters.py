@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from ftcore.declaring import nearest
+from pydantic import Field
+
+from ftcore.declaring import nearest, options
 from ftcore.discovery import Hooks
 from ftcore.errors import FtcoreError, Refused
 from ftcore.hooks import Adapter, Data, Loaded, Run
@@ -184,3 +186,21 @@ def matching(model: nn.Module, targets: Sequence[str], *, partial: bool = False)
             raise Refused(f"no module of {type(model).__name__} is named '{target}'; {hint}")
         chosen.update(dict.fromkeys(matched))
     return tuple(chosen)
+
+
+@options
+class OnModules:
+    """A method that adapts modules which are chosen by role or by name; its `targets` are the chosen ones."""
+
+    parts: Annotated[
+        tuple[str, ...], Field(description="Roles to adapt, such as attention.q or mlp; ignored with target_modules.")
+    ] = ("attention", "mlp")
+    target_modules: Annotated[
+        tuple[str, ...], Field(description="Modules to adapt by name or ending, instead of by role.")
+    ] = ()
+
+    def targets(self, run: Run, model: nn.Module, loaded: Loaded) -> tuple[str, ...]:
+        """The full names of the chosen modules; a role or name that matches nothing is refused."""
+        if self.target_modules:
+            return matching(model, self.target_modules, partial=run.intent == "merge")
+        return select(loaded.parts, self.parts)

@@ -70,6 +70,24 @@ def test_a_target_that_matches_nothing_is_refused_with_the_nearest_also_when_oth
         matching(model(), ["zzzzzz"])
 
 
+@ftcore.options
+class Chosen(ftcore.OnModules):
+    """A method that somebody else wrote."""
+
+
+def test_a_method_on_modules_takes_those_of_its_roles_or_those_that_are_named_instead() -> None:
+    base = model()
+    loaded = Loaded(base, None, {"attention.q": ("0.q_proj", "1.q_proj"), "mlp.up": ("0.big_q_proj",)}, "", 0, 0)
+    run, merging = (Run(Settings(), intent, "") for intent in ("train", "merge"))
+    assert Chosen().targets(run, base, loaded) == ("0.q_proj", "1.q_proj", "0.big_q_proj")
+    assert Chosen(parts=("mlp",)).targets(run, base, loaded) == ("0.big_q_proj",)
+    assert Chosen(parts=("mlp",), target_modules=("q_proj",)).targets(run, base, loaded) == ("0.q_proj", "1.q_proj")
+    stray = Chosen(target_modules=("q_proj", "k_proj"))
+    with pytest.raises(ftcore.Refused, match="is named 'k_proj'; did you mean 'q_proj'"):
+        stray.targets(run, base, loaded)
+    assert stray.targets(merging, base, loaded) == ("0.q_proj", "1.q_proj")  # the others are in another block
+
+
 def test_what_an_adapter_adds_or_trains_is_what_is_kept_and_the_base_is_frozen(checkpoint: Callable[..., Path]) -> None:
     loaded = ftcore.load("qwen", checkpoint=checkpoint("qwen2"))
     names = set(loaded.model.state_dict())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from ftcore import Loaded, Refused, Run, hookimpl, options
+from ftcore import Loaded, OnModules, Refused, Run, hookimpl, options
 from pydantic import Field
 
 if TYPE_CHECKING:
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 @options
-class BitFit:
+class BitFit(OnModules):
     """y = W x + b with W frozen and b trained, in every layer and norm that has a bias."""
 
     suggested_lr: ClassVar[float] = 1e-3
@@ -33,7 +33,7 @@ class BitFit:
     @hookimpl
     def inject_adapter(self, run: Run, model: nn.Module, loaded: Loaded) -> nn.Module:
         """The model itself, with the chosen biases trainable; refused when there are none."""
-        chosen = self.chosen(run, model, loaded)
+        chosen = self.targets(run, model, loaded)
         found = [bias for name in chosen for bias in biases(model.get_submodule(name))]
         if not found:
             named = self.target_modules or self.parts
@@ -48,13 +48,9 @@ class BitFit:
         """The model itself: its biases are the trained ones."""
         return model
 
-    def chosen(self, run: Run, model: nn.Module, loaded: Loaded) -> tuple[str, ...]:
+    def targets(self, run: Run, model: nn.Module, loaded: Loaded) -> tuple[str, ...]:
         """The full names of the modules that the options mean; the empty name is the whole model."""
-        from ftcore.adapters import matching, select
-
-        if self.target_modules:
-            return matching(model, self.target_modules, partial=run.intent == "merge")
-        return select(loaded.parts, self.parts) if self.parts else ("",)
+        return super().targets(run, model, loaded) if self.target_modules or self.parts else ("",)
 
 
 def biases(module: nn.Module) -> Iterator[nn.Parameter]:

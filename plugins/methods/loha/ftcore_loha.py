@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from ftcore import Data, Loaded, Run, options
-from ftcore_peft import MergeablePeftMethod
+from ftcore_peft import LycorisMethod
 from pydantic import Field
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @options
-class LoHa(MergeablePeftMethod):
+class LoHa(LycorisMethod):
     """h = W x + (alpha / r) ((A1 B1) * (A2 B2)) x, whose update has a rank of up to r squared."""
 
     parted: ClassVar[Mapping[str, str]] = {
@@ -23,13 +23,6 @@ class LoHa(MergeablePeftMethod):
     }  # fmt: skip
 
     r: Annotated[int, Field(ge=1, description="Rank of each of the two products.")] = 8
-    alpha: Annotated[int, Field(ge=1, description="The update is scaled by alpha / r.")] = 8
-    rank_dropout: Annotated[
-        float, Field(ge=0, lt=1, description="Share of the update's rows that a training step leaves out.")
-    ] = 0.0
-    module_dropout: Annotated[
-        float, Field(ge=0, lt=1, description="Chance that a training step leaves out a layer's update.")
-    ] = 0.0
 
     def peft_config(self, run: Run, model: nn.Module, loaded: Loaded, data: Data | None, steps: int) -> PeftConfig:
         """PEFT's LoHaConfig."""

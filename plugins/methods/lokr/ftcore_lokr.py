@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from ftcore import Data, Loaded, Refused, Run, options
-from ftcore_peft import MergeablePeftMethod
+from ftcore_peft import LycorisMethod
 from pydantic import Field
 
 if TYPE_CHECKING:
@@ -14,17 +14,10 @@ if TYPE_CHECKING:
 
 
 @options
-class LoKr(MergeablePeftMethod):
+class LoKr(LycorisMethod):
     """h = W x + (alpha / r) kron(W1, W2) x, where W2, or both, are products of rank r where that is smaller."""
 
     r: Annotated[int, Field(ge=1, description="Rank of the factors that are low-rank products.")] = 8
-    alpha: Annotated[int, Field(ge=1, description="The update is scaled by alpha / r.")] = 8
-    rank_dropout: Annotated[
-        float, Field(ge=0, lt=1, description="Share of the update's rows that a training step leaves out.")
-    ] = 0.0
-    module_dropout: Annotated[
-        float, Field(ge=0, lt=1, description="Chance that a training step leaves out a layer's update.")
-    ] = 0.0
     decompose_both: Annotated[bool, Field(description="Make the smaller factor a low-rank product as well.")] = False
     decompose_factor: Annotated[
         int, Field(ge=-1, description="Size of the smaller factor's sides at most; -1 makes both factors alike.")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from ftcore import Adapter, Data, FtcoreError, Loaded, Refused, Run, hookimpl, options
+from ftcore import Adapter, Data, FtcoreError, Loaded, OnModules, Refused, Run, hookimpl, options
 from pydantic import Field
 
 if TYPE_CHECKING:
@@ -77,15 +77,8 @@ class PeftMethod:
 
 
 @options
-class MergeablePeftMethod(PeftMethod):
+class MergeablePeftMethod(OnModules, PeftMethod):
     """A PEFT method whose change is a change of weights, on modules chosen by part or by name."""
-
-    parts: Annotated[
-        tuple[str, ...], Field(description="Roles to adapt, such as attention.q or mlp; ignored with target_modules.")
-    ] = ("attention", "mlp")
-    target_modules: Annotated[
-        tuple[str, ...], Field(description="Modules to adapt by name or ending, instead of by role.")
-    ] = ()
 
     @hookimpl
     def inject_adapter(self, run: Run, model: nn.Module, loaded: Loaded, data: Data | None, steps: int) -> nn.Module:
@@ -116,13 +109,19 @@ class MergeablePeftMethod(PeftMethod):
             raise Refused(f"PEFT cannot merge {kind} here: {reason_of(unfit)}; use 'ftcore chat'") from None
         return merged
 
-    def targets(self, run: Run, model: nn.Module, loaded: Loaded) -> tuple[str, ...]:
-        """The full names of the modules to adapt; a role or name that matches nothing is refused."""
-        from ftcore.adapters import matching, select
 
-        if self.target_modules:
-            return matching(model, self.target_modules, partial=run.intent == "merge")
-        return select(loaded.parts, self.parts)
+@options
+class LycorisMethod(MergeablePeftMethod):
+    """A method that PEFT has from LyCORIS: products of rank r make its update, which can be left out by chance."""
+
+    r: Annotated[int, Field(ge=1, description="Rank of the products that make the update.")] = 8
+    alpha: Annotated[int, Field(ge=1, description="The update is scaled by alpha / r.")] = 8
+    rank_dropout: Annotated[
+        float, Field(ge=0, lt=1, description="Share of the update's rows that a training step leaves out.")
+    ] = 0.0
+    module_dropout: Annotated[
+        float, Field(ge=0, lt=1, description="Chance that a training step leaves out a layer's update.")
+    ] = 0.0
 
 
 def wrapped(model: nn.Module, config: PeftConfig) -> PeftModel:

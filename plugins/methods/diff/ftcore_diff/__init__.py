@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from ftcore import Adapter, Loaded, Refused, Run, hookimpl, options
+from ftcore import Adapter, Loaded, OnModules, Refused, Run, hookimpl, options
 from pydantic import Field
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @options
-class Diff:
+class Diff(OnModules):
     """W' = W + z * w: hard-concrete gates z in [0, 1] and differences w train, and the largest z * w are kept."""
 
     suggested_lr: ClassVar[float] = 1e-3
@@ -50,10 +50,13 @@ class Diff:
     @hookimpl
     def inject_adapter(self, run: Run, model: nn.Module, loaded: Loaded, steps: int) -> nn.Module:
         """The model with a difference, still zero, added to every chosen weight."""
+        from ftcore.layers import own_matrix
+
         from ftcore_diff.layers import attach
 
         fixed_after = steps - int(self.fixed_share * steps)
-        weights = {name: own_matrix(model, name) for name in self.targets(run, model, loaded)}
+        names = self.targets(run, model, loaded)
+        weights = {name: own_matrix(model, name, "change", "changed") for name in names}
         for name, weight in weights.items():
             attach(model.get_submodule(name), weight, self.structured, fixed_after)
         return model
@@ -131,29 +134,6 @@ class Diff:
 
         detach(model)
         return model
-
-    def targets(self, run: Run, model: nn.Module, loaded: Loaded) -> tuple[str, ...]:
-        """The full names of the modules to change; a role or name that matches nothing is refused."""
-        from ftcore.adapters import matching, select
-
-        if self.target_modules:
-            return matching(model, self.target_modules, partial=run.intent == "merge")
-        return select(loaded.parts, self.parts)
-
-
-def own_matrix(model: nn.Module, name: str) -> Tensor:
-    """The weight matrix of module `name`; refused when it has none, shares it, or keeps it quantised."""
-    held = dict(model.get_submodule(name).named_parameters())
-    weight = held.get("weight", held.get("parametrizations.weight.original"))
-    if weight is None or weight.ndim != 2:
-        raise Refused(f"module '{name}' has no weight matrix to change; choose parts or target_modules without it")
-    if not weight.is_floating_point():
-        raise Refused(f"module '{name}' keeps its weight quantised ({weight.dtype}); take a base that is not quantised")
-    places = [other for other, one in model.named_parameters(remove_duplicate=False) if one is weight]
-    if len(places) > 1:
-        other = next(place for place in places if not place.startswith(f"{name}."))
-        raise Refused(f"module '{name}' shares its weight with '{other}', so it cannot be changed; leave it out")
-    return weight
 
 
 def changes(difference: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,8 +6,9 @@ import math
 from collections.abc import Iterator
 
 import torch
+from ftcore.layers import makers, settle
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import is_parametrized, register_parametrization, remove_parametrizations
+from torch.nn.utils.parametrize import register_parametrization
 
 LOWER, UPPER = -1.5, 1.5  # gamma and zeta: what the gates are stretched to before they are cut to 0 and 1
 START = 5.0  # of log alpha: P(z > 0) is 0.993
@@ -90,9 +91,7 @@ def open_probability(log_alpha: Tensor) -> Tensor:
 
 def differences(model: nn.Module) -> Iterator[tuple[str, WeightDiff]]:
     """Every difference, by the name of the module that its weight is in."""
-    for name, module in model.named_modules():
-        if isinstance(module, WeightDiff):
-            yield name.rpartition(".parametrizations.")[0], module
+    return makers(model, WeightDiff)
 
 
 def attach(module: nn.Module, weight: Tensor, structured: bool, fixed_after: int) -> None:
@@ -102,11 +101,7 @@ def attach(module: nn.Module, weight: Tensor, structured: bool, fixed_after: int
 
 def detach(model: nn.Module) -> None:
     """Every weight is a plain one with its difference, as in evaluation, added."""
-    for name, difference in list(differences(model)):
-        module = model.get_submodule(name)
-        difference.eval()
-        if is_parametrized(module, "weight"):
-            remove_parametrizations(module, "weight")
+    settle(model, WeightDiff)
 
 
 def expected_count(model: nn.Module) -> Tensor:

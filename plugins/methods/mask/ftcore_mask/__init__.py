@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from ftcore import Adapter, Loaded, Refused, Run, hookimpl, options
+from ftcore import Adapter, Loaded, OnModules, Refused, Run, hookimpl, options
 from pydantic import Field
 
 if TYPE_CHECKING:
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 @options
-class Mask:
+class Mask(OnModules):
     """W' = W * M with M = 1[S >= threshold]: scores S learn which frozen weights stay, dL/dS = dL/dM."""
 
     suggested_lr: ClassVar[float] = 1e-4
@@ -33,10 +33,12 @@ class Mask:
     @hookimpl
     def inject_adapter(self, run: Run, model: nn.Module, loaded: Loaded) -> nn.Module:
         """The model with every chosen weight masked; with no initial sparsity it answers as before."""
+        from ftcore.layers import own_matrix
+
         from ftcore_mask.layers import attach
 
         names = self.targets(run, model, loaded)
-        weights = {name: own_matrix(model, name) for name in names}
+        weights = {name: own_matrix(model, name, "mask", "masked") for name in names}
         for name, weight in weights.items():
             attach(model.get_submodule(name), self.scores(run, weight), self.threshold)
         return model
@@ -71,14 +73,6 @@ class Mask:
         detach(model)
         return model
 
-    def targets(self, run: Run, model: nn.Module, loaded: Loaded) -> tuple[str, ...]:
-        """The full names of the modules to mask; a role or name that matches nothing is refused."""
-        from ftcore.adapters import matching, select
-
-        if self.target_modules:
-            return matching(model, self.target_modules, partial=run.intent == "merge")
-        return select(loaded.parts, self.parts)
-
     def scores(self, run: Run, weight: Tensor) -> Tensor:
         """Where the scores of a weight start; a plan has no weights to sort."""
         from ftcore_mask.layers import above, with_smallest_off
@@ -87,21 +81,6 @@ class Mask:
         if run.intent == "plan" or not self.initial_sparsity:
             return scores
         return with_smallest_off(scores, weight, self.initial_sparsity, self.threshold)
-
-
-def own_matrix(model: nn.Module, name: str) -> Tensor:
-    """The weight matrix of module `name`; refused when it has none, shares it, or keeps it quantised."""
-    held = dict(model.get_submodule(name).named_parameters())
-    weight = held.get("weight", held.get("parametrizations.weight.original"))
-    if weight is None or weight.ndim != 2:
-        raise Refused(f"module '{name}' has no weight matrix to mask; choose parts or target_modules without it")
-    if not weight.is_floating_point():
-        raise Refused(f"module '{name}' keeps its weight quantised ({weight.dtype}); mask a base that is not quantised")
-    places = [other for other, one in model.named_parameters(remove_duplicate=False) if one is weight]
-    if len(places) > 1:
-        other = next(place for place in places if not place.startswith(f"{name}."))
-        raise Refused(f"module '{name}' shares its weight with '{other}', so it cannot be masked; leave it out")
-    return weight
 
 
 def saved_bits(adapter: Adapter, name: str, shape: tuple[int, ...]) -> Tensor:

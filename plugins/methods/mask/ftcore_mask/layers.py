@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy
 import torch
+from ftcore.layers import makers, settle
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import is_parametrized, register_parametrization, remove_parametrizations
+from torch.nn.utils.parametrize import register_parametrization
 
 
 class StraightThrough(torch.autograd.Function):
@@ -53,9 +54,7 @@ class WeightMask(nn.Module):
 
 def masked(model: nn.Module) -> Iterator[tuple[str, WeightMask]]:
     """The mask of every masked weight, by the name of the module that the weight is in."""
-    for name, module in model.named_modules():
-        if isinstance(module, WeightMask):
-            yield name.rpartition(".parametrizations.")[0], module
+    return makers(model, WeightMask)
 
 
 def attach(module: nn.Module, scores: Tensor, threshold: float) -> None:
@@ -65,10 +64,7 @@ def attach(module: nn.Module, scores: Tensor, threshold: float) -> None:
 
 def detach(model: nn.Module) -> None:
     """Every masked weight is a plain one, zero where it was masked."""
-    for name in [name for name, _ in masked(model)]:
-        module = model.get_submodule(name)
-        if is_parametrized(module, "weight"):
-            remove_parametrizations(module, "weight")
+    settle(model, WeightMask)
 
 
 def above(weight: Tensor, threshold: float) -> Tensor:

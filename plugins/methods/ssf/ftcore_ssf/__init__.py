@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from ftcore import Loaded, Refused, Run, hookimpl, options
+from ftcore import Loaded, OnModules, Refused, Run, hookimpl, options
 from pydantic import Field
 
 if TYPE_CHECKING:
@@ -13,17 +13,11 @@ if TYPE_CHECKING:
 
 
 @options
-class SSF:
+class SSF(OnModules):
     """y = gamma * f(x) + beta behind each chosen linear layer f; gamma starts at 1 and beta at 0 (equation 3)."""
 
     suggested_lr: ClassVar[float] = 5e-3
 
-    parts: Annotated[
-        tuple[str, ...], Field(description="Roles to adapt, such as attention.q or mlp; ignored with target_modules.")
-    ] = ("attention", "mlp")
-    target_modules: Annotated[
-        tuple[str, ...], Field(description="Modules to adapt by name or ending, instead of by role.")
-    ] = ()
     shift: Annotated[
         Literal["auto", "on", "off"],
         Field(description="Learn beta where the layer has a bias, everywhere (which cannot be merged), or nowhere."),
@@ -55,12 +49,7 @@ class SSF:
 
     def targets(self, run: Run, model: nn.Module, loaded: Loaded) -> tuple[str, ...]:
         """The full names of the layers to adapt; what matches nothing, is not linear or is shared is refused."""
-        from ftcore.adapters import matching, select
-
-        if self.target_modules:
-            chosen = matching(model, self.target_modules, partial=run.intent == "merge")
-        else:
-            chosen = select(loaded.parts, self.parts)
+        chosen = super().targets(run, model, loaded)
         refuse_unfit(model, chosen)
         return chosen
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from ftcore.layers import Around
 from torch import Tensor, nn
 
 
-class Scaled(nn.Module):
+class Scaled(Around):
     """gamma * base(x) + beta."""
 
     def __init__(self, base: Any, *, shifted: bool) -> None:
-        super().__init__()
-        self.base: Any = base
+        super().__init__(base)
         width = base.weight.shape[0] if isinstance(base, nn.Linear) else base.weight.shape[1]
         self.gamma = nn.Parameter(torch.ones(width, device=base.weight.device))
         self.beta = nn.Parameter(torch.zeros(width, device=base.weight.device)) if shifted else None
@@ -23,18 +23,6 @@ class Scaled(nn.Module):
         features: Tensor = self.base(given)
         scaled = features * self.gamma
         return (scaled if self.beta is None else scaled + self.beta).to(features.dtype)
-
-    @property
-    def weight(self) -> Tensor:
-        """The base's weight, which some models look at for its number format."""
-        weight: Tensor = self.base.weight
-        return weight
-
-    @property
-    def bias(self) -> Tensor | None:
-        """The base's bias."""
-        bias: Tensor | None = self.base.bias
-        return bias
 
     @property
     def in_features(self) -> int:
