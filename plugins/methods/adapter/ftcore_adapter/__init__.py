@@ -11,7 +11,8 @@ from pydantic import Field
 if TYPE_CHECKING:
     from torch import nn
 
-Activation = Literal["relu", "gelu", "silu", "tanh"]
+Activation = Annotated[Literal["relu", "gelu", "silu", "tanh"], Field(description="Nonlinearity in the bottleneck.")]
+Reduction = Annotated[int, Field(ge=1, description="How many times narrower than what it reads the bottleneck is.")]
 
 
 @options
@@ -27,10 +28,8 @@ class BottleneckAdapter:
     bottleneck: Annotated[
         int | None, Field(ge=1, description="Width of the bottleneck, instead of by reduction_factor.")
     ] = None
-    reduction_factor: Annotated[
-        int, Field(ge=1, description="How many times narrower than what it reads the bottleneck is.")
-    ] = 16
-    activation: Annotated[Activation, Field(description="Nonlinearity in the bottleneck.")] = "gelu"
+    reduction_factor: Reduction = 16
+    activation: Activation = "gelu"
     scale: Annotated[float, Field(gt=0, description="What the kind parallel multiplies its change with.")] = 4.0
     dropout: Annotated[float, Field(ge=0, lt=1, description="Dropout on the change.")] = 0.0
     target_modules: Annotated[

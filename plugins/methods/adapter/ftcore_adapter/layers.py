@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from ftcore import Refused
+from ftcore.layers import Around
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -52,26 +53,6 @@ class Bottleneck(nn.Module):
         return change
 
 
-class Around(nn.Module):
-    """A module in the place of a linear layer, which is its `base`."""
-
-    def __init__(self, base: nn.Module) -> None:
-        super().__init__()
-        self.base: Any = base
-
-    @property
-    def weight(self) -> Tensor:
-        """The base's weight, which some models look at for its number format."""
-        weight: Tensor = self.base.weight
-        return weight
-
-    @property
-    def bias(self) -> Tensor | None:
-        """The base's bias."""
-        bias: Tensor | None = self.base.bias
-        return bias
-
-
 class Behind(Around):
     """h + adapter(h), where h is what the base gives."""
 
@@ -82,8 +63,7 @@ class Behind(Around):
     def forward(self, given: Tensor) -> Tensor:
         """The base's features with the change, in their number format."""
         features: Tensor = self.base(given)
-        changed: Tensor = features + self.adapter(features)
-        return changed.to(features.dtype)
+        return added(features, self.adapter(features))
 
 
 class Listening(Around):
@@ -123,7 +103,12 @@ class Beside(Around):
         """The base's features with the change, in their number format."""
         features: Tensor = self.base(given)
         change: Tensor = self.adapter(self.entrance[0].taken())
-        return (features + self.scale * change).to(features.dtype)
+        return added(features, self.scale * change)
+
+
+def added(features: Tensor, change: Tensor) -> Tensor:
+    """The features with the change, in their number format."""
+    return (features + change).to(features.dtype)
 
 
 def put_behind(model: nn.Module, name: str, plan: Plan) -> None:

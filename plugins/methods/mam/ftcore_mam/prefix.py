@@ -19,6 +19,7 @@ from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 
 NAME = "ftcore-prefix"
 BASES = ("ftcore", "sdpa", "eager")
+Pair = tuple[Tensor, Tensor]  # of the prefix, and of the row
 
 
 def register() -> str:
@@ -84,13 +85,18 @@ class Prefix(nn.Module):
         position_bias: Tensor | None = None,
         **rest: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """Attention over the prefix, which every token sees, and over the row."""
+        """What the module gives where the prefix stands in front of the row."""
         keys, values = self(key, value)
         mask = self.seeing(module, query, key, attention_mask, rest.get("is_causal"))
         if position_bias is not None:
             rest["position_bias"] = before(position_bias, keys.shape[2])
-        joined = torch.cat([keys, key], 2), torch.cat([values, value], 2)
-        return self.base(module)(module, query, *joined, mask, **rest)
+        return self.over(module, query, (keys, key), (values, value), mask, **rest)
+
+    def over(
+        self, module: nn.Module, query: Tensor, keys: Pair, values: Pair, mask: Tensor | None, /, **rest: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attention over the prefix, which every token sees, and over the row."""
+        return self.base(module)(module, query, torch.cat(keys, 2), torch.cat(values, 2), mask, **rest)
 
     def base(self, module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:
         """The attention that the model had before."""

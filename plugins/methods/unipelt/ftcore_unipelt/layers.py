@@ -6,8 +6,9 @@ import math
 from typing import Any
 
 import torch
-from ftcore_adapter.layers import Around, Behind, Listening, Plan, widths
-from ftcore_mam.prefix import Attention, Prefix, before, implementation_of, put_prefix
+from ftcore.layers import Around
+from ftcore_adapter.layers import Behind, Listening, Plan, added, widths
+from ftcore_mam.prefix import Attention, Pair, Prefix, implementation_of, put_prefix
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
@@ -64,9 +65,7 @@ class Updated(Around):
 
     def forward(self, given: Tensor) -> Tensor:
         """The base's features with the change, in their number format."""
-        features: Tensor = self.base(given)
-        changed: Tensor = features + self.lora(given)
-        return changed.to(features.dtype)
+        return added(self.base(given), self.lora(given))
 
 
 class GatedPrefix(Prefix):
@@ -77,30 +76,19 @@ class GatedPrefix(Prefix):
         self.entrance = (entrance,)  # in a tuple, as it is part of the model elsewhere
         self.gate = gate
 
-    def attend(
-        self,
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: Tensor | None,
-        position_bias: Tensor | None = None,
-        **rest: Any,
+    def over(
+        self, module: nn.Module, query: Tensor, keys: Pair, values: Pair, mask: Tensor | None, /, **rest: Any
     ) -> tuple[Tensor, Tensor | None]:
         """Attention over features of twice the width: the row is in the first half, and the prefix in the second.
 
         A query looks at both with one softmax, at the prefix times its gate, and what it gets of each stays apart until
         the gate has scaled it.
         """
-        keys, values = self(key, value)
         gate = self.gate(self.entrance[0].taken()).to(query.dtype)
-        mask = self.seeing(module, query, key, attention_mask, rest.get("is_causal"))
-        if position_bias is not None:
-            rest["position_bias"] = before(position_bias, keys.shape[2])
         scaling = rest.pop("scaling", None)
         rest["scaling"] = query.shape[3] ** -0.5 if scaling is None else scaling
         queries = torch.cat([query, query * gate[:, None]], 3)
-        found, weights = self.base(module)(module, queries, apart(keys, key), apart(values, value), mask, **rest)
+        found, weights = self.base(module)(module, queries, apart(*keys), apart(*values), mask, **rest)
         row, prefix = found.chunk(2, dim=3)
         return row + prefix * gate[..., None], weights
 
