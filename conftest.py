@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 
+pytest.register_assert_rewrite("trials")  # so that what it finds wrong is told as a test would
+
 WORDS = (
     "The cat sat by the door and looked at the rain. A small dog ran over the hill to find its ball. "
     "Lily said hello to the old man, and he smiled at her. 小猫在门口看雨。小狗去找它的球。"

@@ -11,24 +11,13 @@ from typing import Any
 import ftcore
 import pytest
 import torch
-from ftcore import Run
-from ftcore.adapters import Injected, inject
-from ftcore.discovery import bind, choose
-from ftcore.settings import Settings
 from ftcore.testing import method_checks
-from ftcore.training import Core
 from ftcore_adalora import AdaLoRA, counted, distance_from_orthogonal, layers, tuner_of
 from safetensors.torch import load_file
-from torch import nn
+from trials import injected, on_a_layer, trainable
 
 STEPS = 10
 OPTIONS: dict[str, Any] = {"init_r": 6, "target_r": 2, "tinit": 3, "tfinal": 3, "parts": ("attention.q", "mlp.down")}
-
-
-def injected(folder: Path, steps: int = STEPS, **options: Any) -> Injected:
-    """A tiny model with the method, in a run of so many steps."""
-    hooks = bind([choose("method", "adalora", options)], Core())
-    return inject(hooks, Run(Settings(), "train", "causal-lm"), ftcore.load("qwen", checkpoint=folder), None, steps)
 
 
 def run(folder: Path, rows: Path, output: Path, **keys: Any) -> Path:
@@ -49,11 +38,8 @@ def finished(checkpoint: Callable[..., Path], rows: Path, tmp_path_factory: pyte
 
 def test_the_update_is_the_published_formula() -> None:
     """h = W x + b + (alpha / init_r) B (E * A) x; PEFT divides by init_r + 1e-5."""
-    torch.manual_seed(0)
-    layer = nn.Linear(5, 7)
-    weight, bias = layer.weight.detach().clone(), layer.bias.detach().clone()
-    model = ftcore.inject(nn.Sequential(layer), method="adalora", target_modules=["0"], init_r=4, target_r=2, alpha=6)
-    trained = {name.split(".")[-2]: p for name, p in model.named_parameters() if p.requires_grad}
+    model, weight, bias = on_a_layer("adalora", init_r=4, target_r=2, alpha=6)
+    trained = {name.split(".")[-2]: p for name, p in trainable(model).items()}
     assert {name: tuple(p.shape) for name, p in trained.items()} == {
         "lora_A": (4, 5), "lora_B": (7, 4), "lora_E": (4, 1),
     }  # fmt: skip
@@ -65,20 +51,20 @@ def test_the_update_is_the_published_formula() -> None:
 
 
 def test_the_distance_from_orthogonal_is_the_published_regulariser() -> None:
-    model = ftcore.inject(nn.Sequential(nn.Linear(5, 7)), method="adalora", target_modules=["0"], init_r=3, target_r=1)
-    p = {name.split(".")[-2]: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    model, _, _ = on_a_layer("adalora", init_r=3, target_r=1)
+    p = {name.split(".")[-2]: p.detach() for name, p in trainable(model).items()}
     a, b = p["lora_A"], p["lora_B"]
     squares = [sum(((m - torch.eye(3)) ** 2).flatten().tolist()) for m in (a @ a.T, b.T @ b)]
     assert distance_from_orthogonal(tuner_of(model)).item() == pytest.approx(sum(map(math.sqrt, squares)) / 2, rel=1e-5)
 
 
 def test_triplets_train_in_every_chosen_module(checkpoint: Callable[..., Path]) -> None:
-    found = injected(checkpoint("qwen2"), **OPTIONS)
+    found = injected("adalora", ftcore.load("qwen", checkpoint=checkpoint("qwen2")), **OPTIONS)
     assert found.trainable == 2 * 6 * ((32 + 32 + 1) + (64 + 32 + 1))
 
 
 def test_the_schedule_runs_over_the_steps_of_the_run(checkpoint: Callable[..., Path]) -> None:
-    model = injected(checkpoint("qwen2"), steps=200).model
+    model = injected("adalora", ftcore.load("qwen", checkpoint=checkpoint("qwen2")), steps=200).model
     config = tuner_of(model).peft_config["default"]
     assert (config.total_step, config.tinit, config.tfinal) == (200, 20, 100)
     assert [counted(0.25, 10), counted(0.0, 10), counted(1.0, 10), counted(7, 10)] == [2, 0, 1, 7]
@@ -96,7 +82,7 @@ def test_the_schedule_runs_over_the_steps_of_the_run(checkpoint: Callable[..., P
 )
 def test_what_cannot_be_is_refused(options: dict[str, Any], message: str, checkpoint: Callable[..., Path]) -> None:
     with pytest.raises(ftcore.Refused, match=message):
-        injected(checkpoint("qwen2"), **options)
+        injected("adalora", ftcore.load("qwen", checkpoint=checkpoint("qwen2")), **options)
 
 
 def kept(folder: Path, step: int) -> int:
@@ -160,7 +146,7 @@ def test_it_merges_whole_and_by_blocks(
 
 
 def test_every_adapted_layer_remembers_in_buffers_that_checkpoints_hold() -> None:
-    model = ftcore.inject(nn.Sequential(nn.Linear(5, 7)), method="adalora", target_modules=["0"], init_r=3, target_r=1)
+    model, _, _ = on_a_layer("adalora", init_r=3, target_r=1)
     (layer,) = layers(tuner_of(model)).values()
     names = [f"{what}_{letter}" for letter in "ABE" for what in ("sensitivity", "uncertainty")]
     assert {f"base_model.model.0.{name}" for name in [*names, "kept"]} <= model.state_dict().keys()

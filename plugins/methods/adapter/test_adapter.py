@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,38 +10,27 @@ from typing import Any
 import ftcore
 import pytest
 import torch
-from ftcore import adapters
-from ftcore.adapters import Injected
-from ftcore.discovery import bind, choose
-from ftcore.hooks import Loaded, Run
-from ftcore.settings import Settings
+from ftcore.hooks import Loaded
 from ftcore.testing import method_checks
-from ftcore.testing.stage import Decoder, Encoder, EncoderDecoder, FusedDecoder, tiny_checkpoint
-from ftcore.training import Core
+from ftcore.testing.stage import Decoder, Encoder, EncoderDecoder, FusedDecoder
 from ftcore_adapter import BottleneckAdapter
 from torch import Tensor, nn
 from torch.nn.functional import gelu, linear, relu, silu
 from transformers import OPTConfig, OPTForCausalLM
 from transformers.pytorch_utils import Conv1D
+from trials import (
+    check_copies_answer_alike,
+    check_dropout_acts_in_training_only,
+    check_every_tensor_learns,
+    check_start_is_the_base,
+    drawn,
+    injected,
+    staged,
+)
 
 KINDS = ["houlsby", "pfeiffer", "parallel"]
 ATTENTION = tuple(f"model.layers.{i}.self_attn.o_proj" for i in (0, 1))
 MLP = tuple(f"model.layers.{i}.mlp.down_proj" for i in (0, 1))
-
-
-def injected(loaded: Loaded, intent: Any = "train", **options: Any) -> Injected:
-    """`loaded` with adapters in place."""
-    hooks = bind([choose("method", "adapter", options)], Core())
-    return adapters.inject(hooks, Run(Settings(), intent, "causal-lm"), loaded, None, 10)
-
-
-def drawn(model: nn.Module) -> dict[str, nn.Parameter]:
-    """What trains in the model, with random values."""
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    with torch.no_grad():
-        for parameter in trained.values():
-            parameter.normal_(std=0.3)
-    return trained
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -62,7 +50,7 @@ def test_the_forward_pass_is_the_published_formula(
         )  # fmt: skip
         given = torch.randn(4, 5)
         assert torch.equal(model(given), layer(given))
-        down, b, up, c = drawn(model).values()
+        down, b, up, c = drawn(model, 0.3).values()
         wide = 5 if kind == "parallel" else 7
         assert (down.shape, b.shape, up.shape, c.shape) == ((3, wide), (3,), (7, 3), (7,))
         hidden = given @ weight.T + layer.bias
@@ -74,8 +62,8 @@ def test_the_forward_pass_is_the_published_formula(
 def test_beside_the_mlp_its_own_input_is_read(checkpoint: Callable[..., Path]) -> None:
     loaded = ftcore.load("qwen", checkpoint=checkpoint("qwen2"))
     plain = copy.deepcopy(loaded.model.model.layers[0].mlp)
-    model = injected(loaded, kind="parallel", bottleneck=5).model
-    drawn(model)
+    model = injected("adapter", loaded, kind="parallel", bottleneck=5).model
+    drawn(model, 0.3)
     mlp = model.model.layers[0].mlp
     given = torch.randn(2, 3, 32)
     adapter = mlp.down_proj.adapter
@@ -98,12 +86,7 @@ def test_beside_the_mlp_its_own_input_is_read(checkpoint: Callable[..., Path]) -
 def test_the_start_is_the_base_and_the_count_that_of_the_formula(
     options: dict[str, Any], matched: tuple[str, ...], numbers: int, checkpoint: Callable[..., Path]
 ) -> None:
-    loaded = ftcore.load("qwen", checkpoint=checkpoint("qwen2"))
-    ids = torch.arange(5, 45).reshape(2, 20)
-    with torch.no_grad():
-        before = loaded.model(ids).logits
-        found = injected(loaded, **options)
-        assert torch.equal(found.model(ids).logits, before)
+    found = check_start_is_the_base("adapter", ftcore.load("qwen", checkpoint=checkpoint("qwen2")), **options)
     assert set(found.matched) == set(matched)
     assert found.trainable == numbers
 
@@ -118,14 +101,8 @@ def test_in_the_shape_of_gpt_3_as_many_numbers_train_as_the_paper_of_lora_says(b
         model = OPTForCausalLM(config)
     roles = {"attention.o": "self_attn.out_proj", "mlp.down": "fc2"}
     parts = {role: tuple(f"model.decoder.layers.{i}.{name}" for i in range(6)) for role, name in roles.items()}
-    found = injected(Loaded(model, None, parts, "", 2048, 50272), "plan", bottleneck=bottleneck)
+    found = injected("adapter", Loaded(model, None, parts, "", 2048, 50272), "plan", bottleneck=bottleneck)
     assert found.trainable * 96 // 6 == numbers == 2 * 96 * (2 * 12288 * bottleneck + bottleneck + 12288)
-
-
-def stage(family: type[Any], kind: str, head: str) -> Loaded:
-    """A tiny model of the kit's."""
-    loaded: Loaded = family().load_model(Run(Settings(checkpoint=str(tiny_checkpoint(kind, head))), "train", head), {})
-    return loaded
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -142,29 +119,17 @@ def test_every_block_of_every_architecture_has_its_adapters(
     kind: str, family: type[Any], model_type: str, head: str, count: dict[str, int]
 ) -> None:
     """Each of them gets a gradient, also when activations are computed twice, and copies of the model answer alike."""
-    found = injected(stage(family, model_type, head), kind=kind)
+    found = injected("adapter", staged(family, model_type, head), kind=kind)
     assert len(found.matched) == count[kind]
-    model: Any = found.model.eval()
-    drawn(model)
-    ids = torch.arange(5, 25)[None]
-    inputs = {"input_ids": ids, **({"decoder_input_ids": ids} if head == "seq2seq-lm" else {})}
-    with torch.no_grad():
-        wanted = model(**inputs).logits
-        assert torch.equal(copy.deepcopy(model)(**inputs).logits, wanted)
-        assert torch.equal(pickle.loads(pickle.dumps(model))(**inputs).logits, wanted)
-    model.train().gradient_checkpointing_enable()
-    model(**inputs).logits.square().mean().backward()
-    assert all(p.grad is not None and p.grad.any() for p in model.parameters() if p.requires_grad)
-    copy.deepcopy(model)
+    drawn(found.model, 0.3)
+    check_copies_answer_alike(found.model, head)
+    check_every_tensor_learns(found.model, head)
 
 
 def test_dropout_acts_on_the_change_in_training_only(checkpoint: Callable[..., Path]) -> None:
-    model = injected(ftcore.load("qwen", checkpoint=checkpoint("qwen2")), dropout=0.5).model
-    drawn(model)
-    ids = torch.arange(5, 25)[None]
-    with torch.no_grad():
-        assert not torch.equal(model.train()(ids).logits, model(ids).logits)
-        assert torch.equal(model.eval()(ids).logits, model(ids).logits)
+    model = injected("adapter", ftcore.load("qwen", checkpoint=checkpoint("qwen2")), dropout=0.5).model
+    drawn(model, 0.3)
+    check_dropout_acts_in_training_only(model)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +144,7 @@ def test_dropout_acts_on_the_change_in_training_only(checkpoint: Callable[..., P
 )
 def test_what_it_cannot_be_is_refused(options: dict[str, Any], message: str, checkpoint: Callable[..., Path]) -> None:
     with pytest.raises(ftcore.Refused, match=message):
-        injected(ftcore.load("qwen", checkpoint=checkpoint("qwen2")), **options)
+        injected("adapter", ftcore.load("qwen", checkpoint=checkpoint("qwen2")), **options)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -192,7 +157,7 @@ def test_a_family_without_the_roles_is_refused_by_the_role(kind: str) -> None:
         ftcore.Refused,
         match=r"2 mlp\.up and 1 mlp\.down, which do not come in pairs; use adapter",
     ):
-        injected(Loaded(layers, None, parts, "", 0, 0), kind="parallel")
+        injected("adapter", Loaded(layers, None, parts, "", 0, 0), kind="parallel")
 
 
 def test_it_cannot_be_merged_and_says_so(checkpoint: Callable[..., Path], rows: Path, tmp_path: Path) -> None:

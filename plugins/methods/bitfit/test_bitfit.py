@@ -9,25 +9,14 @@ from typing import Any
 import ftcore
 import pytest
 import torch
-from ftcore import adapters
-from ftcore.adapters import Injected
-from ftcore.discovery import bind, choose
-from ftcore.hooks import Loaded, Run
-from ftcore.settings import Settings
 from ftcore.testing import method_checks
-from ftcore.testing.stage import Encoder, tiny_checkpoint
-from ftcore.training import Core
+from ftcore.testing.stage import Encoder
 from ftcore_bitfit import BitFit
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn.functional import layer_norm, linear
 from transformers import BartConfig, BartForConditionalGeneration
-
-
-def injected(loaded: Loaded, **options: Any) -> Injected:
-    """`loaded` with BitFit in place."""
-    hooks = bind([choose("method", "bitfit", options)], Core())
-    return adapters.inject(hooks, Run(Settings(), "train", "causal-lm"), loaded, None, 10)
+from trials import drawn, injected, staged, trainable
 
 
 def test_the_forward_pass_is_the_published_formula() -> None:
@@ -36,14 +25,12 @@ def test_the_forward_pass_is_the_published_formula() -> None:
     base = nn.Sequential(nn.Linear(5, 7), nn.LayerNorm(7), nn.Linear(7, 2, bias=False))
     before = {name: tensor.detach().clone() for name, tensor in base.state_dict().items()}
     model = ftcore.inject(base, method="bitfit")
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    trained = trainable(model)
     assert trained.keys() == {"0.bias", "1.bias"}
     given, slope = torch.randn(3, 5), torch.randn(3, 7)
     (model[0](given) * slope).sum().backward()
     assert torch.allclose(trained["0.bias"].grad, slope.sum(0))
-    with torch.no_grad():
-        for parameter in trained.values():
-            parameter.normal_()
+    drawn(model)
     hidden = linear(given, before["0.weight"], trained["0.bias"])
     wanted = linear(layer_norm(hidden, (7,), before["1.weight"], trained["1.bias"]), before["2.weight"])
     assert torch.equal(model(given), wanted)
@@ -53,12 +40,13 @@ def test_every_bias_trains_or_those_of_the_chosen_parts(checkpoint: Callable[...
     """Qwen2 has biases on q (32), k and v (16 each) in two blocks."""
     cases: dict[tuple[str, ...], int] = {(): 2 * 64, ("attention",): 2 * 64, ("attention.k",): 2 * 16}
     for parts, numbers in cases.items():
-        found = injected(ftcore.load("qwen", checkpoint=checkpoint("qwen2")), parts=parts)
+        found = injected("bitfit", ftcore.load("qwen", checkpoint=checkpoint("qwen2")), parts=parts)
         names = [name for name, p in found.model.named_parameters() if p.requires_grad]
         assert found.trainable == numbers
         assert all(name.endswith(".bias") for name in names)
         assert set(found.names) == set(names)
-    found = injected(ftcore.load("qwen", checkpoint=checkpoint("qwen2")), target_modules=["layers.1.self_attn.q_proj"])
+    loaded = ftcore.load("qwen", checkpoint=checkpoint("qwen2"))
+    found = injected("bitfit", loaded, target_modules=["layers.1.self_attn.q_proj"])
     assert found.names == ("model.layers.1.self_attn.q_proj.bias",)
 
 
@@ -75,7 +63,7 @@ def test_where_there_is_no_bias_it_is_refused(
     family: str, kind: str, options: dict[str, Any], message: str, checkpoint: Callable[..., Path]
 ) -> None:
     with pytest.raises(ftcore.Refused, match=message):
-        injected(ftcore.load(family, checkpoint=checkpoint(kind)), **options)
+        injected("bitfit", ftcore.load(family, checkpoint=checkpoint(kind)), **options)
 
 
 def test_only_biases_are_saved_and_merging_puts_them_into_the_base(
@@ -93,10 +81,9 @@ def test_only_biases_are_saved_and_merging_puts_them_into_the_base(
 
 @pytest.mark.parametrize("head", ["masked-lm", "sequence-classification", "token-classification"])
 def test_encoders_train_the_biases_of_their_heads_too(head: str) -> None:
-    run = Run(Settings(checkpoint=str(tiny_checkpoint("ernie", head))), "train", head)
-    loaded = Encoder().load_model(run, {})
+    loaded = staged(Encoder, "ernie", head)
     wanted = sum(p.numel() for name, p in loaded.model.named_parameters() if name.endswith(".bias"))
-    assert injected(loaded).trainable == wanted > 2 * 9 * 32
+    assert injected("bitfit", loaded).trainable == wanted > 2 * 9 * 32
 
 
 def test_an_encoder_decoder_with_biases_trains_them() -> None:

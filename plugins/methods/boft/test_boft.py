@@ -9,36 +9,10 @@ from typing import Any
 import ftcore
 import pytest
 import torch
-from ftcore import Loaded, Run
-from ftcore.adapters import inject
-from ftcore.discovery import bind, choose
-from ftcore.settings import Settings
 from ftcore.testing import method_checks
-from ftcore.training import Core
 from ftcore_boft import BOFT
 from torch import nn
-
-
-def trained(model: nn.Module) -> dict[str, torch.Tensor]:
-    """What trains, by the last word of its name that is not PEFT's `default`, given random values."""
-    torch.manual_seed(1)
-    found = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            torch.nn.init.normal_(parameter, std=0.3)
-            found[name.removesuffix(".default").rpartition(".")[2]] = parameter
-    return found
-
-
-def on_parts(loaded: Loaded, **options: Any) -> nn.Module:
-    """The model with the method on the parts that it chooses."""
-    hooks = bind([choose("method", "boft", options)], Core())
-    return inject(hooks, Run(Settings(), "train", "causal-lm"), loaded, None, 10).model
-
-
-def count(model: nn.Module) -> int:
-    """Numbers that train."""
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+from trials import check_merged_it_answers_the_same, check_refused_on_a_layer, count, injected, on_a_layer, trained
 
 
 def turned(skewed: torch.Tensor, size: int) -> torch.Tensor:
@@ -56,12 +30,8 @@ def butterfly(width: int, chunk: int, half: int) -> torch.Tensor:
 @pytest.mark.parametrize("factors", [1, 2, 3])
 def test_the_input_is_turned_as_published(factors: int) -> None:
     """h = s * W (B_m … B_1 x), where B_i turns pairs of half-blocks that are 2^(i-1) apart."""
-    torch.manual_seed(0)
     width, size = 16, 4
-    layer = nn.Linear(width, 7)
-    weight, bias = layer.weight.detach().clone(), layer.bias.detach().clone()
-    options = {"boft_block_size": size, "boft_n_butterfly_factor": factors}
-    model = ftcore.inject(nn.Sequential(layer), method="boft", target_modules=["0"], **options)
+    model, weight, bias = on_a_layer("boft", width, 7, boft_block_size=size, boft_n_butterfly_factor=factors)
     w = trained(model)
     assert w["boft_R"].shape == (factors, width // size, size, size)
     product = torch.eye(width)
@@ -85,7 +55,7 @@ def test_with_two_factors_every_number_of_two_blocks_meets() -> None:
 def test_what_trains_is_blocks_and_scales(checkpoint: Callable[..., Path]) -> None:
     loaded = ftcore.load("qwen", checkpoint=checkpoint("qwen2"))
     options: dict[str, Any] = {"boft_block_size": 8, "boft_n_butterfly_factor": 2, "parts": ["attention.q", "mlp.down"]}
-    model = on_parts(loaded, **options)
+    model = injected("boft", loaded, **options).model
     assert count(model) == 2 * ((2 * 32 * 8 + 32) + (2 * 64 * 8 + 32))
 
 
@@ -138,8 +108,7 @@ def test_pefts_own_layer_is_in_place_again_afterwards() -> None:
     ],
 )
 def test_an_option_that_cannot_be_is_refused_by_name(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ftcore.Refused, match=message):
-        ftcore.inject(nn.Sequential(nn.Linear(12, 6)), method="boft", **({"target_modules": ["0"]} | options))
+    check_refused_on_a_layer("boft", options, message)
 
 
 @pytest.mark.parametrize(
@@ -153,14 +122,7 @@ def test_an_option_that_cannot_be_is_refused_by_name(options: dict[str, Any], me
     ids=str,
 )
 def test_merged_it_answers_the_same(options: dict[str, Any]) -> None:
-    torch.manual_seed(0)
-    given = torch.randn(4, 12)
-    model = ftcore.inject(nn.Sequential(nn.Linear(12, 6)), method="boft", target_modules=["0"], **options)
-    trained(model)
-    wanted = model.eval()(given)
-    merged = model.merge_and_unload()
-    assert type(merged[0]) is nn.Linear
-    assert torch.allclose(merged(given), wanted, atol=1e-5)
+    check_merged_it_answers_the_same("boft", **options)
 
 
 @method_checks(BOFT())

@@ -12,16 +12,15 @@ import ftcore
 import pytest
 import torch
 from accelerate import Accelerator
-from ftcore import Adapter, adapters
-from ftcore.discovery import bind, choose
+from ftcore import Adapter
 from ftcore.hooks import Batch, Run
 from ftcore.settings import Settings
 from ftcore.testing import method_checks
-from ftcore.training import Core
 from ftcore_diff import Diff
 from ftcore_diff.layers import expected_count
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from trials import WITHOUT_A_MATRIX, awkward, check_a_copy_is_its_own, injected, on_a_layer, trainable
 
 GAMMA, ZETA = -1.5, 1.5
 RUN = Run(Settings(max_grad_norm=0), "train", "")
@@ -29,11 +28,13 @@ RUN = Run(Settings(max_grad_norm=0), "train", "")
 
 def changed(rows: int = 7, columns: int = 5, **options: Any) -> tuple[nn.Sequential, Tensor, dict[str, nn.Parameter]]:
     """A linear layer with a difference, its pretrained weight, and what trains, by the last part of its name."""
-    torch.manual_seed(0)
-    base = nn.Sequential(nn.Linear(columns, rows))
-    weight = base[0].weight.detach().clone()
-    model = ftcore.inject(base, method="diff", target_modules=["0"], **options)
-    return model, weight, {name.rpartition(".")[2]: p for name, p in model.named_parameters() if p.requires_grad}
+    model, weight, _ = on_a_layer("diff", columns, rows, **options)
+    return model, weight, by_last_word(model)
+
+
+def by_last_word(model: nn.Module) -> dict[str, nn.Parameter]:
+    """What trains in the only layer."""
+    return {name.rpartition(".")[2]: parameter for name, parameter in trainable(model).items()}
 
 
 def gate(log_alpha: Tensor, uniform: Tensor) -> Tensor:
@@ -48,7 +49,7 @@ def grid(size: int = 200_001) -> Tensor:
 
 
 @torch.no_grad()
-def shaken(trained: dict[str, nn.Parameter]) -> None:
+def scattered(trained: dict[str, nn.Parameter]) -> None:
     """Whatever trains is random, and gates are open, shut and in between."""
     for parameter in trained.values():
         parameter.normal_(std=2.0)
@@ -57,7 +58,7 @@ def shaken(trained: dict[str, nn.Parameter]) -> None:
 @pytest.mark.parametrize("structured", [False, True])
 def test_in_evaluation_the_weight_is_the_published_sum(structured: bool) -> None:
     model, weight, trained = changed(structured=structured)
-    shaken(trained)
+    scattered(trained)
     wanted = weight.double().clone()
     group = 1.0
     if structured:
@@ -91,7 +92,7 @@ def test_drawn_gates_are_distributed_as_published(log_alpha: float) -> None:
 
 def test_the_expected_number_of_changes_is_the_integral_of_open_gates() -> None:
     model, _, trained = changed()
-    shaken(trained)
+    scattered(trained)
     gates = trained["gates"].detach().double()
     wanted = sum(float((gate(one, grid()) > 0).double().mean()) for one in gates)
     assert float(expected_count(model).detach()) == pytest.approx(wanted, abs=1e-3)
@@ -100,7 +101,7 @@ def test_the_expected_number_of_changes_is_the_integral_of_open_gates() -> None:
 
 def test_with_a_gate_for_the_matrix_the_expected_number_is_that_of_both_open() -> None:
     model, weight, trained = changed(structured=True)
-    shaken(trained)
+    scattered(trained)
     with torch.no_grad():
         trained["group_gate"].fill_(0.5)
         trained["difference"].fill_(1.0)
@@ -112,7 +113,7 @@ def test_with_a_gate_for_the_matrix_the_expected_number_is_that_of_both_open() -
 
 def test_gates_and_differences_get_the_gradient_of_the_drawn_sum() -> None:
     model, _, trained = changed()
-    shaken(trained)
+    scattered(trained)
     torch.manual_seed(3)
     pull = torch.randn(7, 5)
     torch.manual_seed(4)
@@ -178,7 +179,7 @@ def test_all_micro_batches_of_a_step_see_the_same_gates_and_the_next_step_others
 
 def _shaken_model() -> nn.Module:
     model, _, trained = changed()
-    shaken(trained)
+    scattered(trained)
     return model
 
 
@@ -202,9 +203,7 @@ def test_two_numbers_train_for_each_chosen_weight(
     options: dict[str, Any], count: int, checkpoint: Callable[..., Path]
 ) -> None:
     loaded = ftcore.load("qwen", checkpoint=checkpoint("qwen2"))
-    hooks = bind([choose("method", "diff", options)], Core())
-    found = adapters.inject(hooks, Run(Settings(), "train", "causal-lm"), loaded, None, 10)
-    assert found.trainable == count
+    assert injected("diff", loaded, **options).trainable == count
 
 
 def test_the_gates_have_a_learning_rate_of_their_own_and_no_decay() -> None:
@@ -221,7 +220,7 @@ def test_pruning_keeps_the_largest_changes_of_all_matrices_and_no_other_comes_ba
     loaded = ftcore.Loaded(base.requires_grad_(False), None, {}, "", 0, 0)
     plugin = Diff(target_modules=("0", "1"), density=0.1, fixed_share=0.5)
     model = plugin.inject_adapter(RUN, base, loaded, 4)
-    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    named = trainable(model)
     with torch.no_grad():
         for name, parameter in named.items():
             if name.endswith("difference"):
@@ -275,7 +274,7 @@ def test_a_run_keeps_indices_and_values_and_merges_to_their_sum(
 
 def test_loaded_again_it_answers_the_same_whether_pruned_or_not() -> None:
     model, weight, trained = changed(structured=True)
-    shaken(trained)
+    scattered(trained)
     with torch.no_grad():
         trained["group_gate"].fill_(1.0)
     adapter = Diff().save_adapter(model)
@@ -312,10 +311,8 @@ def test_another_adapter_is_refused(
 
 
 def test_in_half_precision_what_trains_is_float32_and_the_sum_is_rounded_once() -> None:
-    base = nn.Sequential(nn.Linear(5, 7)).bfloat16()
-    weight = base[0].weight.detach().clone()
-    model = ftcore.inject(base, method="diff", target_modules=["0"])
-    trained = {name.rpartition(".")[2]: p for name, p in model.named_parameters() if p.requires_grad}
+    model, weight, _ = on_a_layer("diff", dtype=torch.bfloat16)
+    trained = by_last_word(model)
     with torch.no_grad():
         trained["difference"].normal_()
     assert {p.dtype for p in trained.values()} == {torch.float32}
@@ -324,33 +321,15 @@ def test_in_half_precision_what_trains_is_float32_and_the_sum_is_rounded_once() 
 
 def test_a_copy_of_the_model_has_its_own_differences() -> None:
     model, _, trained = changed()
-    shaken(trained)
-    twin = copy.deepcopy(model)
-    given = torch.randn(3, 5)
-    before = model.eval()(given)
-    with torch.no_grad():
-        trained["difference"].neg_()
-    assert torch.equal(twin.eval()(given), before)
-    assert not torch.equal(model(given), before)
-
-
-def shared() -> nn.Module:
-    """An embedding whose weight is also that of a linear layer, a norm, and a quantised layer."""
-    model = nn.Sequential(nn.Embedding(7, 5), nn.LayerNorm(5), nn.Linear(5, 7), nn.ReLU(), nn.Linear(5, 7))
-    model[2].weight = model[0].weight
-    model[4].weight = nn.Parameter(torch.zeros(7, 5, dtype=torch.uint8), requires_grad=False)
-    return model
+    scattered(trained)
+    check_a_copy_is_its_own(model, trained["difference"])
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"target_modules": ["2"]}, r"'2' shares its weight with '0\.weight', so it cannot be changed"),
-        ({"target_modules": ["1"]}, r"'1' has no weight matrix"),
-        ({"target_modules": ["3"]}, r"'3' has no weight matrix"),
-        ({"target_modules": ["4"]}, r"'4' keeps its weight quantised \(torch\.uint8\)"),
-        ({"target_modules": ["9"]}, r"no module of Sequential is named '9'"),
-        ({}, r"no part 'attention'"),
+        *WITHOUT_A_MATRIX,
         ({"density": 0}, r"option 'density' is 0"),
         ({"density": 1.5}, r"option 'density' is 1\.5"),
         ({"fixed_share": 1.0}, r"option 'fixed_share' is 1\.0"),
@@ -360,7 +339,7 @@ def shared() -> nn.Module:
 )
 def test_what_cannot_be_changed_is_refused_by_name(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ftcore.Refused, match=message):
-        ftcore.inject(shared(), method="diff", **options)
+        ftcore.inject(awkward(), method="diff", **options)
 
 
 @method_checks(Diff())

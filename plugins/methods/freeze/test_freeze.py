@@ -9,36 +9,27 @@ from typing import Any
 import ftcore
 import pytest
 import torch
-from ftcore import Run
-from ftcore.adapters import Injected, inject
-from ftcore.discovery import bind, choose
-from ftcore.settings import Settings
+from ftcore.adapters import Injected
 from ftcore.testing import method_checks
-from ftcore.training import Core
 from ftcore_freeze import Freeze
 from safetensors.torch import load_file
 from torch import nn
+from trials import injected, trainable
 
 BLOCK = 2 * 32 * 32 + 32 + 2 * (16 * 32 + 16) + 32 + 3 * 32 * 64  # q and o, k and v with biases, norms, the MLP
 
 
 def frozen(folder: Path, **options: Any) -> Injected:
     """A tiny model with the method."""
-    hooks = bind([choose("method", "freeze", options)], Core())
-    return inject(hooks, Run(Settings(), "train", "causal-lm"), ftcore.load("qwen", checkpoint=folder), None, 10)
-
-
-def trained(injected: Injected) -> set[str]:
-    """The names of the parameters that train."""
-    return {name for name, parameter in injected.model.named_parameters() if parameter.requires_grad}
+    return injected("freeze", ftcore.load("qwen", checkpoint=folder), **options)
 
 
 def test_the_last_blocks_train_whole(checkpoint: Callable[..., Path]) -> None:
     folder = checkpoint("qwen2", num_hidden_layers=3)
     one, two = frozen(folder, last=1), frozen(folder)
-    assert {name.split(".")[2] for name in trained(one)} == {"2"}
-    assert {name.split(".")[2] for name in trained(two)} == {"1", "2"}
-    assert all(name.startswith("model.layers.") for name in trained(two))
+    assert {name.split(".")[2] for name in trainable(one.model)} == {"2"}
+    assert {name.split(".")[2] for name in trainable(two.model)} == {"1", "2"}
+    assert all(name.startswith("model.layers.") for name in trainable(two.model))
     assert (one.trainable, two.trainable) == (BLOCK + 32, 2 * (BLOCK + 32))
 
 
@@ -87,7 +78,7 @@ def test_what_cannot_be_meant_is_refused(
 def test_a_module_without_parts_goes_by_pattern() -> None:
     base = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).bfloat16()
     model = ftcore.inject(base, method="freeze", pattern="2.*")
-    assert {name: p.dtype for name, p in model.named_parameters() if p.requires_grad} == {
+    assert {name: p.dtype for name, p in trainable(model).items()} == {
         "2.weight": torch.float32, "2.bias": torch.float32,
     }  # fmt: skip
     with pytest.raises(ftcore.Refused, match="no part 'block'"):

@@ -9,44 +9,15 @@ from typing import Any
 import ftcore
 import pytest
 import torch
-from ftcore import Loaded, Run
-from ftcore.adapters import inject
-from ftcore.discovery import bind, choose
-from ftcore.settings import Settings
 from ftcore.testing import method_checks
-from ftcore.training import Core
 from ftcore_ia3 import IA3
 from torch import nn
-
-
-def trained(model: nn.Module) -> dict[str, torch.Tensor]:
-    """What trains, by the last word of its name that is not PEFT's `default`, given random values."""
-    torch.manual_seed(1)
-    found = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            torch.nn.init.normal_(parameter, std=0.3)
-            found[name.removesuffix(".default").rpartition(".")[2]] = parameter
-    return found
-
-
-def on_parts(loaded: Loaded, **options: Any) -> nn.Module:
-    """The model with the method on the parts that it chooses."""
-    hooks = bind([choose("method", "ia3", options)], Core())
-    return inject(hooks, Run(Settings(), "train", "causal-lm"), loaded, None, 10).model
-
-
-def count(model: nn.Module) -> int:
-    """Numbers that train."""
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+from trials import check_merged_it_answers_the_same, check_refused_on_a_layer, count, injected, on_a_layer, trained
 
 
 def test_an_output_is_scaled_with_its_bias() -> None:
     """(IA)3 multiplies what a layer answers, its bias included."""
-    torch.manual_seed(0)
-    layer = nn.Linear(5, 7)
-    weight, bias = layer.weight.detach().clone(), layer.bias.detach().clone()
-    model = ftcore.inject(nn.Sequential(layer), method="ia3", target_modules=["0"])
+    model, weight, bias = on_a_layer("ia3")
     scale = trained(model)["ia3_l"]
     given = torch.randn(3, 5)
     assert scale.shape == (7, 1)
@@ -54,10 +25,7 @@ def test_an_output_is_scaled_with_its_bias() -> None:
 
 
 def test_a_feedforward_module_is_scaled_at_its_input() -> None:
-    torch.manual_seed(0)
-    layer = nn.Linear(5, 7)
-    weight, bias = layer.weight.detach().clone(), layer.bias.detach().clone()
-    model = ftcore.inject(nn.Sequential(layer), method="ia3", target_modules=["0"], feedforward_modules=["0"])
+    model, weight, bias = on_a_layer("ia3", feedforward_modules=["0"])
     scale = trained(model)["ia3_l"]
     given = torch.randn(3, 5)
     assert scale.shape == (1, 5)
@@ -66,7 +34,7 @@ def test_a_feedforward_module_is_scaled_at_its_input() -> None:
 
 def test_keys_values_and_the_inner_mlp_are_scaled_in_each_block(checkpoint: Callable[..., Path]) -> None:
     loaded = ftcore.load("qwen", checkpoint=checkpoint("qwen2"))
-    model = on_parts(loaded)
+    model = injected("ia3", loaded).model
     keys, inner = 2 * 8, 64
     assert count(model) == 2 * (keys + keys + inner)
     scaled = {
@@ -82,7 +50,7 @@ def test_a_fused_projection_is_scaled_whole(checkpoint: Callable[..., Path]) -> 
     from ftcore.testing.stage import FusedDecoder, tiny_checkpoint
 
     loaded = ftcore.load(FusedDecoder(), checkpoint=tiny_checkpoint("phi3"))
-    model = on_parts(loaded)
+    model = injected("ia3", loaded).model
     assert count(model) == 2 * ((4 + 2 + 2) * 8 + 64)
 
 
@@ -95,8 +63,7 @@ def test_a_fused_projection_is_scaled_whole(checkpoint: Callable[..., Path]) -> 
     ],
 )
 def test_an_option_that_cannot_be_is_refused_by_name(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ftcore.Refused, match=message):
-        ftcore.inject(nn.Sequential(nn.Linear(12, 6)), method="ia3", **({"target_modules": ["0"]} | options))
+    check_refused_on_a_layer("ia3", options, message)
 
 
 def test_a_feedforward_module_that_is_not_adapted_is_refused() -> None:
@@ -107,14 +74,7 @@ def test_a_feedforward_module_that_is_not_adapted_is_refused() -> None:
 
 @pytest.mark.parametrize("options", [{}, {"feedforward_modules": ["0"]}], ids=str)
 def test_merged_it_answers_the_same(options: dict[str, Any]) -> None:
-    torch.manual_seed(0)
-    given = torch.randn(4, 12)
-    model = ftcore.inject(nn.Sequential(nn.Linear(12, 6)), method="ia3", target_modules=["0"], **options)
-    trained(model)
-    wanted = model.eval()(given)
-    merged = model.merge_and_unload()
-    assert type(merged[0]) is nn.Linear
-    assert torch.allclose(merged(given), wanted, atol=1e-5)
+    check_merged_it_answers_the_same("ia3", **options)
 
 
 @method_checks(IA3())

@@ -9,41 +9,15 @@ from typing import Any
 import ftcore
 import pytest
 import torch
-from ftcore import Loaded, Run
-from ftcore.adapters import inject
-from ftcore.discovery import bind, choose
-from ftcore.settings import Settings
 from ftcore.testing import method_checks
-from ftcore.training import Core
 from ftcore_ln_tuning import LNTuning
 from torch import nn
-
-
-def trained(model: nn.Module) -> dict[str, torch.Tensor]:
-    """What trains, by the last word of its name that is not PEFT's `default`, given random values."""
-    torch.manual_seed(1)
-    found = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            torch.nn.init.normal_(parameter, std=0.5)
-            found[name.removesuffix(".default").rpartition(".")[2]] = parameter
-    return found
-
-
-def on_parts(loaded: Loaded, **options: Any) -> nn.Module:
-    """The model with the method on the parts that it chooses."""
-    hooks = bind([choose("method", "ln-tuning", options)], Core())
-    return inject(hooks, Run(Settings(), "train", "causal-lm"), loaded, None, 10).model
-
-
-def count(model: nn.Module) -> int:
-    """Numbers that train."""
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+from trials import check_refused_on_a_layer, count, injected, trained
 
 
 def test_a_norm_answers_with_its_own_gain_and_shift() -> None:
     model = ftcore.inject(nn.Sequential(nn.LayerNorm(6)), method="ln-tuning", target_modules=["0"])
-    w = trained(model)
+    w = trained(model, 0.5)
     given = torch.randn(3, 6)
     centred = given - given.mean(-1, keepdim=True)
     wanted = centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt() * w["weight"] + w["bias"]
@@ -52,7 +26,7 @@ def test_a_norm_answers_with_its_own_gain_and_shift() -> None:
 
 def test_every_norm_trains_and_nothing_else(checkpoint: Callable[..., Path]) -> None:
     loaded = ftcore.load("qwen", checkpoint=checkpoint("qwen3"))
-    model = on_parts(loaded)
+    model = injected("ln-tuning", loaded).model
     heads = 2 * 8
     assert count(model) == 2 * (2 * 32 + heads) + 32
     assert all("norm" in name for name, p in model.named_parameters() if p.requires_grad)
@@ -61,7 +35,7 @@ def test_every_norm_trains_and_nothing_else(checkpoint: Callable[..., Path]) -> 
 def test_the_base_keeps_its_own_norms() -> None:
     base = nn.Sequential(nn.LayerNorm(6))
     model = ftcore.inject(base, method="ln-tuning", target_modules=["0"])
-    trained(model)
+    trained(model, 0.5)
     kept = model.base_model.model[0].base_layer
     assert torch.equal(kept.weight, torch.ones(6))
     assert not torch.equal(model.merge_and_unload()[0].weight, torch.ones(6))
@@ -84,8 +58,7 @@ def test_a_norm_of_float32_fits_between_layers_of_another_precision(kind: torch.
     ],
 )
 def test_an_option_that_cannot_be_is_refused_by_name(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ftcore.Refused, match=message):
-        ftcore.inject(nn.Sequential(nn.Linear(12, 6)), method="ln-tuning", **({"target_modules": ["0"]} | options))
+    check_refused_on_a_layer("ln-tuning", options, message)
 
 
 @method_checks(LNTuning())

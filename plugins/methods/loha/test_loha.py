@@ -9,44 +9,15 @@ from typing import Any
 import ftcore
 import pytest
 import torch
-from ftcore import Loaded, Run
-from ftcore.adapters import inject
-from ftcore.discovery import bind, choose
-from ftcore.settings import Settings
 from ftcore.testing import method_checks
-from ftcore.training import Core
 from ftcore_loha import LoHa
 from torch import nn
-
-
-def trained(model: nn.Module) -> dict[str, torch.Tensor]:
-    """What trains, by the last word of its name that is not PEFT's `default`, given random values."""
-    torch.manual_seed(1)
-    found = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            torch.nn.init.normal_(parameter, std=0.3)
-            found[name.removesuffix(".default").rpartition(".")[2]] = parameter
-    return found
-
-
-def on_parts(loaded: Loaded, **options: Any) -> nn.Module:
-    """The model with the method on the parts that it chooses."""
-    hooks = bind([choose("method", "loha", options)], Core())
-    return inject(hooks, Run(Settings(), "train", "causal-lm"), loaded, None, 10).model
-
-
-def count(model: nn.Module) -> int:
-    """Numbers that train."""
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+from trials import check_merged_it_answers_the_same, check_refused_on_a_layer, count, injected, on_a_layer, trained
 
 
 def test_the_update_is_the_published_formula() -> None:
     """h = W x + (alpha / r) ((A1 B1) * (A2 B2)) x."""
-    torch.manual_seed(0)
-    layer = nn.Linear(5, 7)
-    weight, bias = layer.weight.detach().clone(), layer.bias.detach().clone()
-    model = ftcore.inject(nn.Sequential(layer), method="loha", target_modules=["0"], r=3, alpha=6)
+    model, weight, bias = on_a_layer("loha", r=3, alpha=6)
     w = trained(model)
     update = (w["hada_w1_a"] @ w["hada_w1_b"]) * (w["hada_w2_a"] @ w["hada_w2_b"])
     given = torch.randn(3, 5)
@@ -63,7 +34,7 @@ def test_its_update_has_a_higher_rank_than_loras_of_the_same_size() -> None:
 
 def test_twice_as_much_trains_as_with_lora(checkpoint: Callable[..., Path]) -> None:
     loaded = ftcore.load("qwen", checkpoint=checkpoint("qwen2"))
-    model = on_parts(loaded, r=4, parts=["attention.q", "mlp.down"])
+    model = injected("loha", loaded, r=4, parts=["attention.q", "mlp.down"]).model
     assert count(model) == 2 * 2 * 4 * ((32 + 32) + (64 + 32))
 
 
@@ -89,20 +60,12 @@ def test_module_dropout_leaves_the_update_out_in_training_only() -> None:
     ],
 )
 def test_an_option_that_cannot_be_is_refused_by_name(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ftcore.Refused, match=message):
-        ftcore.inject(nn.Sequential(nn.Linear(12, 6)), method="loha", **({"target_modules": ["0"]} | options))
+    check_refused_on_a_layer("loha", options, message)
 
 
 @pytest.mark.parametrize("options", [{}, {"r": 2, "alpha": 7}], ids=str)
 def test_merged_it_answers_the_same(options: dict[str, Any]) -> None:
-    torch.manual_seed(0)
-    given = torch.randn(4, 12)
-    model = ftcore.inject(nn.Sequential(nn.Linear(12, 6)), method="loha", target_modules=["0"], **options)
-    trained(model)
-    wanted = model.eval()(given)
-    merged = model.merge_and_unload()
-    assert type(merged[0]) is nn.Linear
-    assert torch.allclose(merged(given), wanted, atol=1e-5)
+    check_merged_it_answers_the_same("loha", **options)
 
 
 @method_checks(LoHa())

@@ -11,30 +11,12 @@ import torch
 from ftcore.testing import method_checks
 from ftcore_lokr import LoKr
 from torch import nn
-
-
-def trained(model: nn.Module) -> dict[str, torch.Tensor]:
-    """What trains, by the last word of its name that is not PEFT's `default`, given random values."""
-    torch.manual_seed(1)
-    found = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            torch.nn.init.normal_(parameter, std=0.3)
-            found[name.removesuffix(".default").rpartition(".")[2]] = parameter
-    return found
-
-
-def count(model: nn.Module) -> int:
-    """Numbers that train."""
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+from trials import check_merged_it_answers_the_same, check_refused_on_a_layer, on_a_layer, trained
 
 
 def test_the_update_is_the_published_formula() -> None:
     """h = W x + (alpha / r) kron(W1, A2 B2) x, with W1 and W2 as near to square as the sides of W allow."""
-    torch.manual_seed(0)
-    layer = nn.Linear(16, 64)
-    weight, bias = layer.weight.detach().clone(), layer.bias.detach().clone()
-    model = ftcore.inject(nn.Sequential(layer), method="lokr", target_modules=["0"], r=2, alpha=3)
+    model, weight, bias = on_a_layer("lokr", 16, 64, r=2, alpha=3)
     w = trained(model)
     assert {name: tuple(p.shape) for name, p in w.items()} == {
         "lokr_w1": (8, 4), "lokr_w2_a": (8, 2), "lokr_w2_b": (2, 4),
@@ -78,20 +60,12 @@ def test_one_factor_starts_as_zeros(init: str, zero: str) -> None:
     ],
 )
 def test_an_option_that_cannot_be_is_refused_by_name(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ftcore.Refused, match=message):
-        ftcore.inject(nn.Sequential(nn.Linear(12, 6)), method="lokr", **({"target_modules": ["0"]} | options))
+    check_refused_on_a_layer("lokr", options, message)
 
 
 @pytest.mark.parametrize("options", [{}, {"r": 1, "decompose_both": True}, {"init": "lycoris"}], ids=str)
 def test_merged_it_answers_the_same(options: dict[str, Any]) -> None:
-    torch.manual_seed(0)
-    given = torch.randn(4, 12)
-    model = ftcore.inject(nn.Sequential(nn.Linear(12, 6)), method="lokr", target_modules=["0"], **options)
-    trained(model)
-    wanted = model.eval()(given)
-    merged = model.merge_and_unload()
-    assert type(merged[0]) is nn.Linear
-    assert torch.allclose(merged(given), wanted, atol=1e-5)
+    check_merged_it_answers_the_same("lokr", **options)
 
 
 @method_checks(LoKr())

@@ -9,25 +9,16 @@ from typing import Any
 import ftcore
 import pytest
 import torch
-from ftcore import adapters
-from ftcore.adapters import Injected
-from ftcore.discovery import bind, choose
 from ftcore.hooks import Loaded, Run
 from ftcore.settings import Settings
 from ftcore.testing import method_checks
-from ftcore.training import Core
 from ftcore_lora import LoRA
 from torch import nn
+from trials import check_dropout_acts_in_training_only, check_start_is_the_base, count, injected, on_a_layer, trainable
 
 FAMILIES = [("qwen", "qwen2"), ("qwen", "qwen3"), ("llama", "llama")]
 ATTENTION = ("attention.q", "attention.k", "attention.v", "attention.o")
 MLP = ("mlp.gate", "mlp.up", "mlp.down")
-
-
-def injected(loaded: Loaded, **options: Any) -> Injected:
-    """`loaded` with LoRA in place."""
-    hooks = bind([choose("method", "lora", options)], Core())
-    return adapters.inject(hooks, Run(Settings(), "train", "causal-lm"), loaded, None, 10)
 
 
 def modules(loaded: Loaded, roles: Iterable[str]) -> set[str]:
@@ -58,10 +49,10 @@ def test_exactly_the_modules_of_the_chosen_parts_are_adapted(
     loaded = ftcore.load(family, checkpoint=checkpoint(kind))
     wanted = modules(loaded, roles)
     shapes = {name: tuple(loaded.model.get_submodule(name).weight.shape) for name in wanted}
-    found = injected(loaded, r=5, **({"parts": parts} if parts else {}))
+    found = injected("lora", loaded, r=5, **({"parts": parts} if parts else {}))
     assert set(found.matched) == wanted
     assert found.trainable == sum(5 * (rows + columns) for rows, columns in shapes.values())
-    trained = {name for name, p in found.model.named_parameters() if p.requires_grad}
+    trained = trainable(found.model)
     assert all(".lora_" in name for name in trained)
     assert len(trained) == 2 * len(wanted)
 
@@ -76,7 +67,7 @@ def test_exactly_the_named_modules_are_adapted(checkpoint: Callable[..., Path]) 
     }  # fmt: skip
     for targets, wanted in cases.items():
         loaded = ftcore.load("qwen", checkpoint=checkpoint("qwen2"))
-        assert adapted(injected(loaded, target_modules=targets).model) == wanted
+        assert adapted(injected("lora", loaded, target_modules=targets).model) == wanted
 
 
 @pytest.mark.parametrize(
@@ -92,7 +83,7 @@ def test_what_matches_nothing_is_refused_also_when_others_match(
     options: dict[str, Any], message: str, checkpoint: Callable[..., Path]
 ) -> None:
     with pytest.raises(ftcore.Refused, match=message):
-        injected(ftcore.load("qwen", checkpoint=checkpoint("qwen2")), **options)
+        injected("lora", ftcore.load("qwen", checkpoint=checkpoint("qwen2")), **options)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +106,7 @@ def test_a_bad_option_is_refused_by_name(options: dict[str, Any], message: str) 
 
 def test_an_option_may_come_as_the_text_of_a_flag(checkpoint: Callable[..., Path]) -> None:
     loaded = ftcore.load("qwen", checkpoint=checkpoint("qwen2"))
-    found = injected(loaded, r="3", parts="attention.q, mlp.up", use_rslora="true")
+    found = injected("lora", loaded, r="3", parts="attention.q, mlp.up", use_rslora="true")
     assert adapted(found.model) == modules(loaded, ("attention.q", "mlp.up"))
     assert all(p.shape[0] == 3 for name, p in found.model.named_parameters() if "lora_A" in name)
 
@@ -136,22 +127,14 @@ def test_an_option_may_come_as_the_text_of_a_flag(checkpoint: Callable[..., Path
     ids=str,
 )
 def test_the_start_is_the_base(options: dict[str, Any], tolerance: float, checkpoint: Callable[..., Path]) -> None:
-    loaded = ftcore.load("qwen", checkpoint=checkpoint("qwen2"))
-    ids = torch.arange(5, 45).reshape(2, 20)
-    with torch.no_grad():
-        before = loaded.model(ids).logits
-        model = injected(loaded, **options).model.eval()
-        assert float((model(ids).logits - before).abs().max()) <= tolerance
+    check_start_is_the_base("lora", ftcore.load("qwen", checkpoint=checkpoint("qwen2")), tolerance, **options)
 
 
 @pytest.mark.parametrize("scaling", [{"alpha": 6}, {"alpha": 6, "use_rslora": True}])
 def test_the_update_is_the_published_formula(scaling: dict[str, Any]) -> None:
     """h = W x + b + s B A x with s = alpha / r, or alpha / sqrt(r) for rsLoRA."""
-    torch.manual_seed(0)
-    base = nn.Sequential(nn.Linear(5, 7))
-    weight, bias = base[0].weight.detach().clone(), base[0].bias.detach().clone()
-    model = ftcore.inject(base, method="lora", target_modules=["0"], r=4, **scaling)
-    pair = {name.split(".")[-3]: p for name, p in model.named_parameters() if p.requires_grad}
+    model, weight, bias = on_a_layer("lora", r=4, **scaling)
+    pair = {name.split(".")[-3]: p for name, p in trainable(model).items()}
     assert {name: tuple(p.shape) for name, p in pair.items()} == {"lora_A": (4, 5), "lora_B": (7, 4)}
     torch.nn.init.normal_(pair["lora_B"])
     scale = 6 / 2 if "use_rslora" in scaling else 6 / 4
@@ -167,8 +150,8 @@ def test_any_torch_module_gets_an_adapter_by_module_name() -> None:
     model = ftcore.inject(base, method="lora", target_modules=["0"])
     assert torch.equal(model(given), before)
     frozen = {name: p.detach().clone() for name, p in model.named_parameters() if not p.requires_grad}
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    assert sum(p.numel() for p in trained.values()) == 8 * (6 + 8)
+    trained = trainable(model)
+    assert count(model) == 8 * (6 + 8)
     assert adapted(model) == {"0"}
     optimizer = torch.optim.SGD(trained.values(), lr=0.1)
     for _ in range(3):
@@ -185,21 +168,17 @@ def test_a_module_without_parts_wants_names() -> None:
 
 
 def test_dropout_acts_in_training_and_not_in_evaluation(checkpoint: Callable[..., Path]) -> None:
-    model = injected(ftcore.load("qwen", checkpoint=checkpoint("qwen2")), dropout=0.5).model
+    model = injected("lora", ftcore.load("qwen", checkpoint=checkpoint("qwen2")), dropout=0.5).model
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter)
-    ids = torch.arange(5, 25)[None]
-    with torch.no_grad():
-        assert not torch.equal(model.train()(ids).logits, model(ids).logits)
-        assert torch.equal(model.eval()(ids).logits, model(ids).logits)
+    check_dropout_acts_in_training_only(model)
 
 
 def test_patterns_give_modules_other_ranks_and_alphas(checkpoint: Callable[..., Path]) -> None:
     loaded = ftcore.load("qwen", checkpoint=checkpoint("qwen2"))
-    found = injected(
-        loaded, r=4, rank_pattern='{"q_proj": 2, "layers.1.*down_proj": 6}', alpha_pattern={"q_proj": 32}
-    ).model
+    patterns = {"rank_pattern": '{"q_proj": 2, "layers.1.*down_proj": 6}', "alpha_pattern": {"q_proj": 32}}
+    found = injected("lora", loaded, r=4, **patterns).model
     ranks = {n.partition(".lora_A.")[0]: p.shape[0] for n, p in found.named_parameters() if ".lora_A." in n}
     names = {name.removeprefix("base_model.model.model.layers."): rank for name, rank in ranks.items()}
     assert {name for name, rank in names.items() if rank == 2} == {"0.self_attn.q_proj", "1.self_attn.q_proj"}
@@ -210,8 +189,8 @@ def test_patterns_give_modules_other_ranks_and_alphas(checkpoint: Callable[..., 
 def test_the_papers_choice_of_queries_and_values_is_a_choice_of_parts(checkpoint: Callable[..., Path]) -> None:
     """The LoRA paper adapts W_q and W_v (section 7.1); here every linear of the blocks is adapted by default."""
     folder = checkpoint("qwen2")
-    chosen = injected(ftcore.load("qwen", checkpoint=folder), parts="attention.q,attention.v")
-    everything = injected(ftcore.load("qwen", checkpoint=folder))
+    chosen = injected("lora", ftcore.load("qwen", checkpoint=folder), parts="attention.q,attention.v")
+    everything = injected("lora", ftcore.load("qwen", checkpoint=folder))
     assert {name.rpartition(".")[2] for name in chosen.matched} == {"q_proj", "v_proj"}
     assert len(everything.matched) == 2 * 7
 
@@ -233,18 +212,18 @@ def test_what_does_not_fit_the_model_or_the_other_options_is_refused(
     options: dict[str, Any], message: str, checkpoint: Callable[..., Path]
 ) -> None:
     with pytest.raises(ftcore.Refused, match=message):
-        injected(ftcore.load("qwen", checkpoint=checkpoint("qwen2")), **options)
+        injected("lora", ftcore.load("qwen", checkpoint=checkpoint("qwen2")), **options)
 
 
 def test_embeddings_that_are_the_head_are_not_trained_whole(checkpoint: Callable[..., Path]) -> None:
     loaded = ftcore.load("qwen", checkpoint=checkpoint("qwen2", tie_word_embeddings=True))
     with pytest.raises(ftcore.Refused, match="shares its weight with"):
-        injected(loaded, train_embeddings=True)
+        injected("lora", loaded, train_embeddings=True)
 
 
 def test_b_learns_faster_where_it_is_asked_for(checkpoint: Callable[..., Path]) -> None:
     """LoRA+ multiplies the learning rate of B and of nothing else."""
-    model = injected(ftcore.load("qwen", checkpoint=checkpoint("qwen2"))).model
+    model = injected("lora", ftcore.load("qwen", checkpoint=checkpoint("qwen2"))).model
     run = Run(Settings(), "train", "causal-lm")
     assert LoRA().create_optimizer(run=run, model=model) is None
     optimizer = LoRA(lr_ratio=16).create_optimizer(run=run, model=model)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,25 +11,15 @@ from typing import Any
 import ftcore
 import pytest
 import torch
-from ftcore import adapters
-from ftcore.adapters import Injected
-from ftcore.discovery import bind, choose
-from ftcore.hooks import Loaded, Run
-from ftcore.settings import Settings
+from ftcore.hooks import Loaded
 from ftcore.testing import method_checks
-from ftcore.testing.stage import Decoder, Encoder, EncoderDecoder, FusedDecoder, tiny_checkpoint
-from ftcore.training import Core
+from ftcore.testing.stage import Decoder, FusedDecoder
 from ftcore_mam import MAM
 from torch import Tensor, nn
 from torch.nn.functional import linear, relu
 from transformers import GPT2Config, GPT2LMHeadModel
+from trials import ARCHITECTURES, attended, check_every_attention_has_a_prefix, drawn, injected, staged
 
-PLACES = [
-    (Decoder, "granite", "causal-lm", 2),
-    (FusedDecoder, "phi3", "causal-lm", 2),
-    (Encoder, "ernie", "masked-lm", 2),
-    (EncoderDecoder, "mt5", "seq2seq-lm", 6),
-]
 GPT2_PARTS = {
     **dict.fromkeys(("attention.q", "attention.k", "attention.v"), ("transformer.h.0.attn.c_attn",)),
     "attention.o": ("transformer.h.0.attn.c_proj",),
@@ -39,29 +28,7 @@ GPT2_PARTS = {
 }
 
 
-def injected(loaded: Loaded, **options: Any) -> Injected:
-    """`loaded` with MAM in place."""
-    hooks = bind([choose("method", "mam", options)], Core())
-    return adapters.inject(hooks, Run(Settings(), "train", "causal-lm"), loaded, None, 10)
-
-
-def stage(family: type[Any], kind: str, head: str, **fields: Any) -> Loaded:
-    """A tiny model of the kit's."""
-    checkpoint = tiny_checkpoint(kind, head, **fields)
-    loaded: Loaded = family().load_model(Run(Settings(checkpoint=str(checkpoint)), "train", head), {})
-    return loaded
-
-
-def drawn(model: nn.Module) -> dict[str, nn.Parameter]:
-    """What trains in the model, with random values."""
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    with torch.no_grad():
-        for parameter in trained.values():
-            parameter.normal_(std=0.5)
-    return trained
-
-
-def attended(query: Tensor, key: Tensor, value: Tensor, scale: float, hidden: Tensor) -> Tensor:
+def weighed(query: Tensor, key: Tensor, value: Tensor, scale: float, hidden: Tensor) -> Tensor:
     """softmax(Q K' * scale) V over (batch, heads, tokens, width), with no look at what `hidden` says."""
     scores = (query @ key.transpose(2, 3) * scale).masked_fill(hidden, -math.inf)
     return (scores.softmax(-1) @ value).transpose(1, 2).flatten(2)
@@ -79,7 +46,7 @@ def prefixed(module: Any, given: Tensor, tokens: Tensor, *, causal: bool) -> Ten
     hidden = (seen[None] > seen[:, None]) & causal
     hidden = torch.cat([torch.zeros(len(seen), length, dtype=torch.bool), hidden], 1)
     keys, values = keys.repeat_interleave(groups, 1), values.repeat_interleave(groups, 1)
-    return attended(q.transpose(1, 2), keys, values, module.scaling, hidden)
+    return weighed(q.transpose(1, 2), keys, values, module.scaling, hidden)
 
 
 @pytest.mark.parametrize("causal", [True, False])
@@ -87,24 +54,20 @@ def prefixed(module: Any, given: Tensor, tokens: Tensor, *, causal: bool) -> Ten
 def test_attention_looks_at_the_prefix_as_published(causal: bool, implementation: str) -> None:
     """attention(Q, [P_k; K], [P_v; V]): four heads over two, with no rotation of positions."""
     torch.manual_seed(0)
-    loaded = stage(Decoder, "granite", "causal-lm")
+    loaded = staged(Decoder, "granite")
     loaded.model.set_attn_implementation(implementation)
-    model = injected(loaded, num_virtual_tokens=3).model
-    tokens = drawn(model)["model.layers.0.self_attn.prefix.tokens"]
+    model = injected("mam", loaded, num_virtual_tokens=3).model
+    tokens = drawn(model, 0.5)["model.layers.0.self_attn.prefix.tokens"]
     assert tokens.shape == (3, 2 * 16)
     module = model.model.layers[0].self_attn
-    module.is_causal = causal
     given = torch.randn(2, 5, 32)
-    still = torch.ones(1, 5, 8), torch.zeros(1, 5, 8)
-    later = torch.ones(5, 5).triu(1)[None, None] * torch.finfo(torch.float32).min
-    mask = later if causal and implementation == "eager" else None
-    found, _ = module(given, position_embeddings=still, attention_mask=mask)
+    found = attended(module, given, causal=causal, implementation=implementation)
     wanted = module.o_proj(prefixed(module, given, tokens, causal=causal))
     assert torch.allclose(found, wanted, atol=1e-5)
 
 
 def test_a_network_makes_the_prefix_where_it_is_asked_for() -> None:
-    found = injected(stage(Decoder, "granite", "causal-lm"), prefix_projection=True, encoder_hidden_size=7)
+    found = injected("mam", staged(Decoder, "granite"), prefix_projection=True, encoder_hidden_size=7)
     prefix = found.model.model.layers[0].self_attn.prefix
     first, second = prefix.network[0], prefix.network[2]
     assert prefix.tokens.shape == (30, 16)
@@ -119,9 +82,8 @@ def test_a_network_makes_the_prefix_where_it_is_asked_for() -> None:
 def test_beside_the_mlp_is_the_scaled_adapter(checkpoint: Callable[..., Path]) -> None:
     loaded = ftcore.load("qwen", checkpoint=checkpoint("qwen2"))
     plain = copy.deepcopy(loaded.model.model.layers[1].mlp)
-    model = injected(loaded, scale=3.0).model
-    trained = drawn(model)
-    down, b, up, c = (p for name, p in trained.items() if "layers.1.mlp" in name)
+    model = injected("mam", loaded, scale=3.0).model
+    down, b, up, c = (p for name, p in drawn(model, 0.5).items() if "layers.1.mlp" in name)
     assert down.shape == (16, 32)
     given = torch.randn(2, 3, 32)
     wanted = plain(given) + 3.0 * linear(relu(linear(given, down, b)), up, c)
@@ -141,13 +103,13 @@ def test_the_count_is_that_of_the_formula(
     options: dict[str, Any], numbers: int, checkpoint: Callable[..., Path]
 ) -> None:
     loaded = ftcore.load("qwen", checkpoint=checkpoint("qwen2"))
-    assert injected(loaded, **options).trainable == numbers
+    assert injected("mam", loaded, **options).trainable == numbers
 
 
 def places() -> Iterator[tuple[Loaded, str, int]]:
     """Models of every architecture, with GPT-2, whose layers keep their weights the other way round."""
-    for family, kind, head, count in PLACES:
-        yield stage(family, kind, head), head, count
+    for family, kind, head, count in ARCHITECTURES:
+        yield staged(family, kind, head), head, count
     gpt2 = GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=64, n_positions=32)).eval()
     yield Loaded(gpt2, None, GPT2_PARTS, "", 32, 64), "causal-lm", 1
 
@@ -155,29 +117,15 @@ def places() -> Iterator[tuple[Loaded, str, int]]:
 @pytest.mark.parametrize("at", range(5))
 def test_every_attention_of_every_architecture_has_a_prefix(at: int) -> None:
     """Every tensor gets a gradient, also when activations are computed twice, and copies of the model answer alike."""
-    loaded, head, count = list(places())[at]
-    settings = loaded.model.config.to_dict(), loaded.model.config._attn_implementation
-    found = injected(loaded)
-    model: Any = found.model.eval()
-    assert len([name for name in drawn(model) if name.endswith("prefix.tokens")]) == count
-    assert (model.config.to_dict(), model.config._attn_implementation) == settings
-    ids = torch.arange(5, 25)[None]
-    inputs = {"input_ids": ids, **({"decoder_input_ids": ids} if head == "seq2seq-lm" else {})}
-    with torch.no_grad():
-        wanted = model(**inputs).logits
-        assert torch.equal(copy.deepcopy(model)(**inputs).logits, wanted)
-        assert torch.equal(pickle.loads(pickle.dumps(model))(**inputs).logits, wanted)
-    model.train().gradient_checkpointing_enable()
-    model(**inputs).logits.square().mean().backward()
-    assert all(p.grad is not None and p.grad.any() for p in model.parameters() if p.requires_grad)
+    check_every_attention_has_a_prefix("mam", *list(places())[at])
 
 
 @pytest.mark.parametrize("at", range(5))
 def test_padding_changes_no_answer(at: int) -> None:
     """A row's answers are the same alone and padded on either side, where a model takes that."""
     loaded, head, _ = list(places())[at]
-    model = injected(loaded).model.eval()
-    drawn(model)
+    model = injected("mam", loaded).model.eval()
+    drawn(model, 0.5)
     row, pad = torch.arange(5, 15)[None], torch.zeros(1, 3, dtype=torch.long)
     seq2seq = head == "seq2seq-lm"
     ids, mask = torch.cat([row, pad], 1), torch.tensor([[1] * 10 + [0] * 3])
@@ -189,9 +137,9 @@ def test_padding_changes_no_answer(at: int) -> None:
 
 def test_a_window_of_attention_does_not_hide_the_prefix() -> None:
     """Of ten tokens each sees the last four, so that the first is none of the fifth's, and each sees the prefix."""
-    loaded = stage(FusedDecoder, "phi3", "causal-lm", sliding_window=4, num_hidden_layers=1)
-    model = injected(loaded, num_virtual_tokens=3).model.eval()
-    tokens = drawn(model)["model.layers.0.self_attn.prefix.tokens"]
+    loaded = staged(FusedDecoder, "phi3", sliding_window=4, num_hidden_layers=1)
+    model = injected("mam", loaded, num_virtual_tokens=3).model.eval()
+    tokens = drawn(model, 0.5)["model.layers.0.self_attn.prefix.tokens"]
     ids = torch.arange(5, 15)[None]
     with torch.no_grad():
         before = model(ids).logits
@@ -202,8 +150,8 @@ def test_a_window_of_attention_does_not_hide_the_prefix() -> None:
 
 
 def test_generating_with_the_cache_says_the_same(checkpoint: Callable[..., Path]) -> None:
-    model: Any = injected(ftcore.load("qwen", checkpoint=checkpoint("qwen2"))).model.eval()
-    drawn(model)
+    model: Any = injected("mam", ftcore.load("qwen", checkpoint=checkpoint("qwen2"))).model.eval()
+    drawn(model, 0.5)
     ids = torch.arange(5, 15)[None]
     given = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
     assert torch.equal(model.generate(ids, use_cache=True, **given), model.generate(ids, use_cache=False, **given))
@@ -221,7 +169,7 @@ def test_a_bad_option_is_refused_by_name(
     options: dict[str, Any], message: str, checkpoint: Callable[..., Path]
 ) -> None:
     with pytest.raises(ftcore.Refused, match=message):
-        injected(ftcore.load("qwen", checkpoint=checkpoint("qwen2")), **options)
+        injected("mam", ftcore.load("qwen", checkpoint=checkpoint("qwen2")), **options)
 
 
 def test_a_model_whose_attention_takes_no_prefix_is_refused(checkpoint: Callable[..., Path]) -> None:
@@ -230,11 +178,11 @@ def test_a_model_whose_attention_takes_no_prefix_is_refused(checkpoint: Callable
     layers = nn.Sequential(*(nn.Linear(2, 2) for _ in range(4)))
     parts = {f"attention.{role}": (str(number),) for number, role in enumerate("qkvo")}
     with pytest.raises(ftcore.Refused, match=r"the attention around '0' takes no prefix; use adapter"):
-        injected(Loaded(layers, None, parts, "", 0, 0))
+        injected("mam", Loaded(layers, None, parts, "", 0, 0))
     loaded = ftcore.load("qwen", checkpoint=checkpoint("qwen2"))
     loaded.model.config._attn_implementation = "flex_attention"
     with pytest.raises(ftcore.Refused, match=r"attention 'flex_attention' takes no prefix; load the model with one of"):
-        injected(loaded)
+        injected("mam", loaded)
 
 
 @method_checks(MAM())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -12,24 +11,18 @@ import ftcore
 import numpy
 import pytest
 import torch
-from ftcore import Adapter, adapters
-from ftcore.discovery import bind, choose
-from ftcore.hooks import Run
-from ftcore.settings import Settings
+from ftcore import Adapter
 from ftcore.testing import method_checks
-from ftcore.training import Core
 from ftcore_mask import Mask
 from safetensors.torch import load_file
 from torch import nn
+from trials import WITHOUT_A_MATRIX, awkward, check_a_copy_is_its_own, injected, on_a_layer, trainable
 
 
 def masked(**options: Any) -> tuple[nn.Sequential, torch.Tensor, torch.nn.Parameter]:
     """A masked linear layer of 5 to 7, its pretrained weight, and its scores."""
-    torch.manual_seed(0)
-    base = nn.Sequential(nn.Linear(5, 7))
-    weight = base[0].weight.detach().clone()
-    model = ftcore.inject(base, method="mask", target_modules=["0"], **options)
-    (scores,) = (p for p in model.parameters() if p.requires_grad)
+    model, weight, _ = on_a_layer("mask", **options)
+    (scores,) = trainable(model).values()
     return model, weight, scores
 
 
@@ -97,11 +90,10 @@ def test_there_is_one_score_for_each_chosen_weight(
     options: dict[str, Any], count: int, checkpoint: Callable[..., Path]
 ) -> None:
     loaded = ftcore.load("qwen", checkpoint=checkpoint("qwen2"))
-    hooks = bind([choose("method", "mask", options)], Core())
-    found = adapters.inject(hooks, Run(Settings(), "train", "causal-lm"), loaded, None, 10)
-    trained = [name for name, p in found.model.named_parameters() if p.requires_grad]
+    found = injected("mask", loaded, **options)
+    names = {name.removesuffix(".parametrizations.weight.0.scores") for name in trainable(found.model)}
     assert found.trainable == count
-    assert {name.removesuffix(".parametrizations.weight.0.scores") for name in trained} == set(found.matched)
+    assert names == set(found.matched)
 
 
 def test_merged_the_weight_is_the_pretrained_one_with_zeros() -> None:
@@ -175,10 +167,7 @@ def test_a_run_keeps_bits_and_its_checkpoints_keep_scores(
 
 
 def test_in_half_precision_the_scores_stay_float32_and_the_weights_are_exact() -> None:
-    base = nn.Sequential(nn.Linear(5, 7)).bfloat16()
-    weight = base[0].weight.detach().clone()
-    model = ftcore.inject(base, method="mask", target_modules=["0"])
-    (scores,) = (p for p in model.parameters() if p.requires_grad)
+    model, weight, scores = masked(dtype=torch.bfloat16)
     with torch.no_grad():
         scores.normal_()
     kept = scores.detach() >= 1e-2
@@ -189,21 +178,7 @@ def test_in_half_precision_the_scores_stay_float32_and_the_weights_are_exact() -
 
 def test_a_copy_of_the_model_masks_for_itself() -> None:
     model, _, scores = masked()
-    twin = copy.deepcopy(model)
-    given = torch.randn(3, 5)
-    before = model(given)
-    with torch.no_grad():
-        scores.neg_()
-    assert torch.equal(twin(given), before)
-    assert not torch.equal(model(given), before)
-
-
-def shared() -> nn.Module:
-    """An embedding whose weight is also that of a linear layer, a norm, and a quantised layer."""
-    model = nn.Sequential(nn.Embedding(7, 5), nn.LayerNorm(5), nn.Linear(5, 7), nn.ReLU(), nn.Linear(5, 7))
-    model[2].weight = model[0].weight
-    model[4].weight = nn.Parameter(torch.zeros(7, 5, dtype=torch.uint8), requires_grad=False)
-    return model
+    check_a_copy_is_its_own(model, scores)
 
 
 @pytest.mark.parametrize(
@@ -211,11 +186,7 @@ def shared() -> nn.Module:
     [
         ({"target_modules": ["2"]}, r"'2' shares its weight with '0\.weight', so it cannot be masked"),
         ({"target_modules": ["0"]}, r"'0' shares its weight with '2\.weight'"),
-        ({"target_modules": ["1"]}, r"'1' has no weight matrix"),
-        ({"target_modules": ["3"]}, r"'3' has no weight matrix"),
-        ({"target_modules": ["4"]}, r"'4' keeps its weight quantised \(torch\.uint8\)"),
-        ({"target_modules": ["9"]}, r"no module of Sequential is named '9'"),
-        ({}, r"no part 'attention'"),
+        *WITHOUT_A_MATRIX,
         ({"threshold": 0}, r"option 'threshold' is 0"),
         ({"threshold": "nan"}, r"option 'threshold' is"),
         ({"initial_sparsity": 1.0}, r"option 'initial_sparsity' is 1\.0"),
@@ -223,7 +194,7 @@ def shared() -> nn.Module:
 )
 def test_what_cannot_be_masked_is_refused_by_name(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ftcore.Refused, match=message):
-        ftcore.inject(shared(), method="mask", **options)
+        ftcore.inject(awkward(), method="mask", **options)
 
 
 @method_checks(Mask())

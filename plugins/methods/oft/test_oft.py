@@ -9,36 +9,10 @@ from typing import Any
 import ftcore
 import pytest
 import torch
-from ftcore import Loaded, Run
-from ftcore.adapters import inject
-from ftcore.discovery import bind, choose
-from ftcore.settings import Settings
 from ftcore.testing import method_checks
-from ftcore.training import Core
 from ftcore_oft import OFT
 from torch import nn
-
-
-def trained(model: nn.Module) -> dict[str, torch.Tensor]:
-    """What trains, by the last word of its name that is not PEFT's `default`, given random values."""
-    torch.manual_seed(1)
-    found = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            torch.nn.init.normal_(parameter, std=0.3)
-            found[name.removesuffix(".default").rpartition(".")[2]] = parameter
-    return found
-
-
-def on_parts(loaded: Loaded, **options: Any) -> nn.Module:
-    """The model with the method on the parts that it chooses."""
-    hooks = bind([choose("method", "oft", options)], Core())
-    return inject(hooks, Run(Settings(), "train", "causal-lm"), loaded, None, 10).model
-
-
-def count(model: nn.Module) -> int:
-    """Numbers that train."""
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+from trials import check_merged_it_answers_the_same, check_refused_on_a_layer, count, injected, on_a_layer, trained
 
 
 def cayley(vector: torch.Tensor, size: int, terms: int | None) -> torch.Tensor:
@@ -58,10 +32,7 @@ def cayley(vector: torch.Tensor, size: int, terms: int | None) -> torch.Tensor:
     ids=str,
 )
 def test_the_input_is_turned_as_published(options: dict[str, Any], terms: int | None) -> None:
-    torch.manual_seed(0)
-    layer = nn.Linear(12, 7)
-    weight, bias = layer.weight.detach().clone(), layer.bias.detach().clone()
-    model = ftcore.inject(nn.Sequential(layer), method="oft", target_modules=["0"], oft_block_size=4, **options)
+    model, weight, bias = on_a_layer("oft", 12, 7, oft_block_size=4, **options)
     vectors = trained(model)["weight"]
     assert vectors.shape == (3, 4 * 3 // 2)
     turned = torch.block_diag(*(cayley(vector, 4, terms) for vector in vectors.detach()))
@@ -81,7 +52,7 @@ def test_with_the_exact_inverse_lengths_are_kept() -> None:
 
 def test_what_trains_is_one_triangle_a_block(checkpoint: Callable[..., Path]) -> None:
     loaded = ftcore.load("qwen", checkpoint=checkpoint("qwen2"))
-    model = on_parts(loaded, oft_block_size=8, parts=["attention.q", "mlp.down"])
+    model = injected("oft", loaded, oft_block_size=8, parts=["attention.q", "mlp.down"]).model
     assert count(model) == 2 * ((32 + 64) * (8 - 1) // 2)
 
 
@@ -103,8 +74,7 @@ def test_shared_blocks_train_once_and_r_counts_blocks() -> None:
     ],
 )
 def test_an_option_that_cannot_be_is_refused_by_name(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ftcore.Refused, match=message):
-        ftcore.inject(nn.Sequential(nn.Linear(12, 6)), method="oft", **({"target_modules": ["0"]} | options))
+    check_refused_on_a_layer("oft", options, message)
 
 
 @pytest.mark.parametrize(
@@ -118,14 +88,7 @@ def test_an_option_that_cannot_be_is_refused_by_name(options: dict[str, Any], me
     ids=str,
 )
 def test_merged_it_answers_the_same(options: dict[str, Any]) -> None:
-    torch.manual_seed(0)
-    given = torch.randn(4, 12)
-    model = ftcore.inject(nn.Sequential(nn.Linear(12, 6)), method="oft", target_modules=["0"], **options)
-    trained(model)
-    wanted = model.eval()(given)
-    merged = model.merge_and_unload()
-    assert type(merged[0]) is nn.Linear
-    assert torch.allclose(merged(given), wanted, atol=1e-5)
+    check_merged_it_answers_the_same("oft", **options)
 
 
 @method_checks(OFT())

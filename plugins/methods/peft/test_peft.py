@@ -10,14 +10,11 @@ from typing import Any
 import ftcore
 import pytest
 import torch
-from ftcore import Run
 from ftcore.adapters import inject
-from ftcore.discovery import bind, choose
-from ftcore.settings import Settings
 from ftcore.testing import method_checks
-from ftcore.training import Core
 from ftcore_peft import ELSEWHERE, Peft, endings
 from torch import nn
+from trials import bound, count, injected, on_a_layer
 
 
 @pytest.mark.parametrize(
@@ -48,10 +45,8 @@ def test_a_tuner_adapts_only_the_chosen_modules_and_starts_as_the_base(
 
 
 def test_the_type_may_be_written_small_and_the_settings_as_json() -> None:
-    model = ftcore.inject(
-        nn.Sequential(nn.Linear(4, 4)), method="peft", type="lora", config='{"r": 3}', target_modules=["0"]
-    )
-    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == 3 * (4 + 4)
+    model, _, _ = on_a_layer("peft", 4, 4, type="lora", config='{"r": 3}')
+    assert count(model) == 3 * (4 + 4)
 
 
 @pytest.mark.parametrize(
@@ -107,8 +102,7 @@ def test_every_tuner_is_known_to_work_or_not_and_the_readme_says_which() -> None
 @pytest.mark.parametrize("kind", WORKS)
 def test_a_tuner_trains_is_loaded_again_and_merges(kind: str, checkpoint: Callable[..., Path]) -> None:
     folder, ids = checkpoint("qwen2"), torch.arange(5, 25)[None]
-    hooks = bind([choose("method", "peft", {"type": kind, "config": WORKS[kind]})], Core())
-    run = Run(Settings(), "train", "causal-lm")
+    hooks, run = bound("peft", type=kind, config=WORKS[kind])
     trained, again = (inject(hooks, run, ftcore.load("qwen", checkpoint=folder), None, 10) for _ in range(2))
     optimizer = torch.optim.SGD([p for p in trained.model.parameters() if p.requires_grad], lr=1e-3)
     trained.model.train()(ids).logits.logsumexp(-1).sum().backward()
@@ -128,10 +122,9 @@ def test_a_tuner_that_cannot_work_is_refused_with_what_to_use(
     kind: str, checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "sklearn", None)  # as on a machine without it
-    hooks = bind([choose("method", "peft", {"type": kind})], Core())
     loaded = ftcore.load("qwen", checkpoint=checkpoint("qwen2"))
     with pytest.raises(ftcore.Refused, match=r"use --method|scikit-learn is required"):
-        inject(hooks, Run(Settings(), "train", "causal-lm"), loaded, None, 10)
+        injected("peft", loaded, type=kind)
 
 
 def test_target_modules_are_an_option_of_their_own() -> None:

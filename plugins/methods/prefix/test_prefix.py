@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ftcore
 import pytest
 import torch
-from ftcore import adapters
-from ftcore.adapters import Injected
-from ftcore.discovery import Hooks, bind, choose
-from ftcore.hooks import Adapter, Loaded, Run
+import trials
+from ftcore.hooks import Loaded
 from ftcore.seeds import seeded
 from ftcore.settings import Settings
 from ftcore.testing import method_checks
-from ftcore.testing.stage import tiny_config, tiny_model
-from ftcore.training import Core
 from ftcore_prefix import Prefix
 from torch import Tensor, nn
+from trials import (
+    answers,
+    check_parameters_are_theirs,
+    check_rows_generated_together,
+    padded,
+    said_by_all,
+    tiny,
+    trainable,
+)
 
 N = 5
+OPTIONS = {"num_virtual_tokens": N, "encoder_hidden_size": 16}
+injected = partial(trials.injected, "prefix", **OPTIONS)
 
 
 @pytest.fixture
@@ -32,26 +38,9 @@ def loaded(checkpoint: Callable[..., Path]) -> Loaded:
     return ftcore.load("qwen", checkpoint=checkpoint("qwen3", head_dim=12))
 
 
-def bound(**options: Any) -> tuple[Hooks, Run]:
-    head = options.pop("head", "causal-lm")
-    given = {"num_virtual_tokens": N, "encoder_hidden_size": 16, **options}
-    return bind([choose("method", "prefix", given)], Core()), Run(Settings(), "train", head)
-
-
-def injected(loaded: Loaded, **options: Any) -> Injected:
-    hooks, run = bound(**options)
-    return adapters.inject(hooks, run, loaded, None, 10)
-
-
-def made(model_type: str, head: str, **fields: Any) -> Loaded:
-    """A tiny model with a head, as a family would load it."""
-    model = tiny_model(tiny_config(model_type, **fields), head).eval()
-    return Loaded(model, None, {}, "", 256, model.config.vocab_size)
-
-
 def keys_and_values(model: nn.Module, layers: int, heads: int) -> Tensor:
     """What the MLP makes of the embeddings, by layer, key or value, head and virtual token."""
-    own = {name.split(".default.")[1]: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    own = {name.split(".default.")[1]: p.detach() for name, p in trainable(model).items()}
     made = own["embedding.weight"]
     if "transform.0.weight" in own:
         hidden = torch.tanh(made @ own["transform.0.weight"].T + own["transform.0.bias"])
@@ -64,31 +53,6 @@ def before(prefix: Tensor, rows: int) -> Any:
     from transformers import DynamicCache
 
     return DynamicCache([tuple(part.expand(rows, -1, -1, -1) for part in layer) for layer in prefix])
-
-
-def padded(*sizes: int, left: bool = False) -> dict[str, Tensor]:
-    """Rows of tokens of these sizes with their mask."""
-    width = max(sizes)
-    ids = torch.randint(5, 300, (len(sizes), width), generator=torch.Generator().manual_seed(len(sizes)))
-    places = torch.arange(width).flip(0) if left else torch.arange(width)
-    mask = (places < torch.tensor(sizes)[:, None]).long()
-    return {"input_ids": ids * mask, "attention_mask": mask}
-
-
-def answers(model: nn.Module, asked: Mapping[str, Tensor]) -> Tensor:
-    """Logits, or where an answer starts and where it ends."""
-    with torch.no_grad():
-        output = model.eval()(**asked)
-    return output.logits if "logits" in output else torch.stack([output.start_logits, output.end_logits], -1)
-
-
-def written(adapter: Adapter, folder: Path) -> Path:
-    """A directory that PEFT reads the adapter from."""
-    from safetensors.torch import save_file
-
-    save_file(dict(adapter.tensors), folder / "adapter_model.safetensors")
-    (folder / "adapter_config.json").write_text(json.dumps(adapter.config, default=str))
-    return folder
 
 
 @pytest.mark.parametrize("projection", [True, False])
@@ -111,7 +75,7 @@ def test_the_logits_are_those_of_the_model_after_the_keys_and_values(projection:
 
 def test_every_head_of_every_layer_attends_to_its_own_prefix() -> None:
     """softmax(q [P_k; K]^T / sqrt(d)) [P_v; V], written out for the attention of BERT."""
-    loaded = made("bert", "masked-lm", num_hidden_layers=1, tie_word_embeddings=True)
+    loaded = tiny("bert", "masked-lm", num_hidden_layers=1, tie_word_embeddings=True)
     model = injected(loaded, head="masked-lm", projection=False).model.eval()
     prefix = keys_and_values(model, layers=1, heads=4)[0]
     attention = loaded.model.bert.encoder.layer[0].attention.self
@@ -142,9 +106,9 @@ def test_every_head_of_every_layer_attends_to_its_own_prefix() -> None:
 def test_as_many_numbers_train_as_keys_and_values_have(
     model_type: str, fields: dict[str, Any], layers: int, width: int
 ) -> None:
-    found = injected(made(model_type, "causal-lm", **fields), projection=False)
+    found = injected(tiny(model_type, "causal-lm", **fields), projection=False)
     assert found.trainable == N * 2 * layers * width
-    found = injected(made(model_type, "causal-lm", **fields), encoder_hidden_size=7)
+    found = injected(tiny(model_type, "causal-lm", **fields), encoder_hidden_size=7)
     assert found.trainable == N * width + (width + 1) * 7 + (7 + 1) * 2 * layers * width
 
 
@@ -159,9 +123,7 @@ def test_peft_alone_with_the_same_seed_gives_the_same(projection: bool, loaded: 
             task_type="CAUSAL_LM", num_virtual_tokens=N, prefix_projection=projection, encoder_hidden_size=16
         )
         theirs = get_peft_model(base, config).eval()
-    mine = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    assert mine.keys() == {name for name, p in theirs.named_parameters() if p.requires_grad}
-    assert all(torch.equal(p, theirs.get_parameter(name)) for name, p in mine.items())
+    check_parameters_are_theirs(model, theirs)
     assert torch.allclose(answers(model, padded(6, 3)), answers(theirs, padded(6, 3)), atol=1e-5)
 
 
@@ -174,25 +136,9 @@ def test_peft_alone_with_the_same_seed_gives_the_same(projection: bool, loaded: 
     ],
 )  # fmt: skip
 def test_what_is_saved_gives_the_same_in_peft_and_when_loaded_again(model_type: str, head: str, tmp_path: Path) -> None:
-    from peft import PeftModel
-
-    loaded = made(model_type, head, **SHAPES.get(model_type, {}))
-    bases = [copy.deepcopy(loaded.model) for _ in range(2)]
-    hooks, run = bound(head=head)
-    found = adapters.inject(hooks, run, loaded, None, 10)
-    with torch.no_grad():
-        for parameter in found.model.parameters():
-            parameter += parameter.requires_grad * torch.randn_like(parameter)
-    adapter = adapters.saved(hooks, run, found)
-    asked = padded(6, 3)
-    if head == "seq2seq-lm":
-        asked["decoder_input_ids"] = asked["input_ids"][:, :4]
-    again = adapters.inject(hooks, replace(run, intent="infer"), replace(loaded, model=bases[0]), None, 10)
-    adapters.restore(hooks, run, again, adapter)
-    theirs = PeftModel.from_pretrained(bases[1], written(adapter, tmp_path))
-    wanted = answers(found.model, asked)
-    for other in (again.model, theirs):
-        assert torch.allclose(answers(other, asked), wanted, atol=1e-5)
+    loaded = tiny(model_type, head, **SHAPES.get(model_type, {}))
+    wanted, *others = said_by_all("prefix", loaded, tmp_path, head=head, **OPTIONS)
+    assert all(torch.allclose(other, wanted, atol=1e-5) for other in others)
 
 
 # The stage writes num_key_value_heads and head_dim into every config, also where it means nothing but to PEFT.
@@ -214,7 +160,7 @@ SHAPES: Mapping[str, Mapping[str, Any]] = {
 def test_in_an_encoder_decoder_each_layer_of_the_decoder_has_its_own_prefix() -> None:
     from transformers import DynamicCache, EncoderDecoderCache
 
-    loaded = made("bart", "seq2seq-lm", **SHAPES["bart"])
+    loaded = tiny("bart", "seq2seq-lm", **SHAPES["bart"])
     plain = copy.deepcopy(loaded.model)
     model: Any = injected(loaded, head="seq2seq-lm").model.eval()
     prefix = keys_and_values(model, layers=3, heads=4)
@@ -235,24 +181,14 @@ def test_in_an_encoder_decoder_each_layer_of_the_decoder_has_its_own_prefix() ->
 
 @pytest.mark.parametrize("use_cache", [True, False])
 def test_rows_generated_together_are_those_of_a_loop_of_forward_passes(use_cache: bool, loaded: Loaded) -> None:
-    model: Any = injected(loaded).model.eval()
-    asked = padded(7, 3, 5, left=True)
-    with torch.no_grad():
-        said = model.generate(
-            **asked, max_new_tokens=6, do_sample=False, use_cache=use_cache, eos_token_id=None, pad_token_id=0
-        )
-        for row, size in enumerate((7, 3, 5)):
-            ids = asked["input_ids"][row : row + 1, -size:]
-            for _ in range(6):
-                ids = torch.cat([ids, model(input_ids=ids, use_cache=False).logits[:, -1:].argmax(-1)], 1)
-            assert torch.equal(said[row, -6:], ids[0, -6:])
+    check_rows_generated_together(injected(loaded).model.eval(), use_cache=use_cache)
 
 
 @pytest.mark.parametrize(("model_type", "head"), [("llama", "causal-lm"), ("t5", "seq2seq-lm"), ("bert", "masked-lm")])
 def test_the_gradient_is_the_same_when_activations_are_computed_twice(model_type: str, head: str) -> None:
     slopes = []
     for twice in (False, True):
-        loaded = made(model_type, head, **SHAPES.get(model_type, {}))
+        loaded = tiny(model_type, head, **SHAPES.get(model_type, {}))
         loaded.model.set_attn_implementation("eager")
         if twice:
             loaded.model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -267,13 +203,13 @@ def test_the_gradient_is_the_same_when_activations_are_computed_twice(model_type
 
 
 def test_a_model_that_drops_the_prefix_is_refused_before_training() -> None:
-    loaded = made("gpt2", "causal-lm")
+    loaded = tiny("gpt2", "causal-lm")
     loaded.model.gradient_checkpointing_enable({"use_reentrant": False})
     with pytest.raises(ftcore.Refused, match="GPT2LMHeadModel drops a prefix under gradient checkpointing; turn that"):
         injected(loaded)
     for kind, head in (("mamba", "causal-lm"), ("distilbert", "masked-lm")):
         with pytest.raises(ftcore.Refused, match="hands not all its layers the keys and values that a prefix is"):
-            injected(made(kind, head), head=head)
+            injected(tiny(kind, head), head=head)
     with pytest.raises(ftcore.Refused, match="need a model of transformers, and Sequential is none"):
         ftcore.inject(nn.Sequential(nn.Linear(4, 4)), method="prefix")
 

@@ -8,28 +8,29 @@ import pickle
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import ftcore
 import pytest
 import torch
+import trials
 from ftcore import adapters
-from ftcore.adapters import Injected
 from ftcore.batches import pad, token_loss, token_row
 from ftcore.declaring import options
-from ftcore.discovery import Hooks, bind, choose
 from ftcore.families import HFModel
-from ftcore.hooks import Adapter, Data, Loaded, Run
+from ftcore.hooks import Loaded
 from ftcore.seeds import seeded
 from ftcore.settings import Settings
 from ftcore.testing import method_checks
-from ftcore.testing.stage import tiny_config, tiny_model
-from ftcore.training import Core
 from ftcore_prompt import Prompt
 from torch import Tensor, nn
+from trials import answers, check_rows_generated_together, padded, said_by_all, tiny, trainable
 
 N = 5
+bound = partial(trials.bound, "prompt", num_virtual_tokens=N)
+injected = partial(trials.injected, "prompt", num_virtual_tokens=N)
 
 
 @pytest.fixture
@@ -37,44 +38,10 @@ def loaded(checkpoint: Callable[..., Path]) -> Loaded:
     return ftcore.load("qwen", checkpoint=checkpoint("qwen3", head_dim=12))
 
 
-def bound(**options: Any) -> tuple[Hooks, Run]:
-    head = options.pop("head", "causal-lm")
-    return bind([choose("method", "prompt", options)], Core()), Run(Settings(), "train", head)
-
-
-def injected(loaded: Loaded, data: Data | None = None, **options: Any) -> Injected:
-    hooks, run = bound(**{"num_virtual_tokens": N, **options})
-    return adapters.inject(hooks, run, loaded, data, 10)
-
-
-def made(model_type: str, head: str, **fields: Any) -> Loaded:
-    """A tiny model with a head, as a family would load it."""
-    model = tiny_model(tiny_config(model_type, **fields), head).eval()
-    return Loaded(model, None, {}, "", 256, model.config.vocab_size)
-
-
 def learned(model: nn.Module) -> Tensor:
     """The only tensor that trains."""
-    (prompts,) = (p for p in model.parameters() if p.requires_grad)
+    (prompts,) = trainable(model).values()
     return prompts.detach()
-
-
-def written(adapter: Adapter, folder: Path) -> Path:
-    """A directory that PEFT reads the adapter from."""
-    from safetensors.torch import save_file
-
-    save_file(dict(adapter.tensors), folder / "adapter_model.safetensors")
-    (folder / "adapter_config.json").write_text(json.dumps(adapter.config, default=str))
-    return folder
-
-
-def padded(*sizes: int, left: bool = False) -> dict[str, Tensor]:
-    """Rows of tokens of these sizes with their mask."""
-    width = max(sizes)
-    ids = torch.randint(5, 300, (len(sizes), width), generator=torch.Generator().manual_seed(len(sizes)))
-    places = torch.arange(width).flip(0) if left else torch.arange(width)
-    mask = (places < torch.tensor(sizes)[:, None]).long()
-    return {"input_ids": ids * mask, "attention_mask": mask}
 
 
 def test_the_logits_are_those_of_the_model_on_prompts_and_embeddings(loaded: Loaded) -> None:
@@ -169,49 +136,27 @@ def test_peft_alone_with_the_same_seed_gives_the_same(init: str, loaded: Loaded)
     ],
 )  # fmt: skip
 def test_what_is_saved_gives_the_same_in_peft_and_when_loaded_again(model_type: str, head: str, tmp_path: Path) -> None:
-    from peft import PeftModel
-
     fields = {"opt": {"ffn_dim": 64, "word_embed_proj_dim": 16}, "mt5": {"tie_word_embeddings": True}}
-    loaded = made(model_type, head, **fields.get(model_type, {}))
-    bases = [copy.deepcopy(loaded.model) for _ in range(2)]
-    hooks, run = bound(num_virtual_tokens=N, head=head)
-    found = adapters.inject(hooks, run, loaded, None, 10)
-    with torch.no_grad():
-        for parameter in found.model.parameters():
-            parameter += parameter.requires_grad * torch.randn_like(parameter)
-    adapter = adapters.saved(hooks, run, found)
-    asked = padded(6, 3)
-    if head == "seq2seq-lm":
-        asked["decoder_input_ids"] = asked["input_ids"][:, :4]
-    again = adapters.inject(hooks, replace(run, intent="infer"), replace(loaded, model=bases[0]), None, 10)
-    adapters.restore(hooks, run, again, adapter)
-    theirs = PeftModel.from_pretrained(bases[1], written(adapter, tmp_path))
-    said = [answers(model, asked) for model in (found.model, again.model, theirs)]
-    assert torch.equal(said[0], said[1])
-    per_token = said[0].shape[:2] == asked["input_ids"].shape
-    there = asked["attention_mask"].bool() if per_token else slice(None)
-    theirs_here = said[2][:, -6:] if per_token else said[2]
-    assert torch.allclose(said[0][there], theirs_here[there], atol=1e-5)
-
-
-def answers(model: nn.Module, asked: Mapping[str, Tensor]) -> Tensor:
-    """Logits, or where an answer starts and where it ends."""
-    with torch.no_grad():
-        output = model.eval()(**asked)
-    return output.logits if "logits" in output else torch.stack([output.start_logits, output.end_logits], -1)
+    loaded = tiny(model_type, head, **fields.get(model_type, {}))
+    wanted, again, theirs = said_by_all("prompt", loaded, tmp_path, head=head, num_virtual_tokens=N)
+    assert torch.equal(wanted, again)
+    rows = padded(6, 3)["attention_mask"]
+    per_token = wanted.shape[:2] == rows.shape
+    there = rows.bool() if per_token else slice(None)
+    assert torch.allclose(wanted[there], (theirs[:, -6:] if per_token else theirs)[there], atol=1e-5)
 
 
 def test_a_row_is_classified_alike_alone_and_padded() -> None:
-    model = injected(made("llama", "sequence-classification", num_labels=3), head="sequence-classification").model
+    model = injected(tiny("llama", "sequence-classification", num_labels=3), head="sequence-classification").model
     together = padded(8, 3)
     alone = {name: tensor[1:, :3] for name, tensor in together.items()}
     assert torch.allclose(answers(model, together)[1:], answers(model, alone), atol=1e-5)
 
 
 def test_the_new_head_trains_along_and_is_given_back() -> None:
-    loaded = made("bert", "sequence-classification", num_labels=3)
+    loaded = tiny("bert", "sequence-classification", num_labels=3)
     base = copy.deepcopy(loaded.model)
-    hooks, run = bound(head="sequence-classification", num_virtual_tokens=N)
+    hooks, run = bound(head="sequence-classification")
     found = adapters.inject(hooks, run, loaded, None, 10)
     assert found.trainable == N * 32 + 3 * 32 + 3
     adapter = adapters.saved(hooks, run, found)
@@ -224,21 +169,11 @@ def test_the_new_head_trains_along_and_is_given_back() -> None:
 
 @pytest.mark.parametrize("use_cache", [True, False])
 def test_rows_generated_together_are_those_of_a_loop_of_forward_passes(use_cache: bool, loaded: Loaded) -> None:
-    model: Any = injected(loaded, init="random").model.eval()
-    asked = padded(7, 3, 5, left=True)
-    with torch.no_grad():
-        said = model.generate(
-            **asked, max_new_tokens=6, do_sample=False, use_cache=use_cache, eos_token_id=None, pad_token_id=0
-        )
-        for row, size in enumerate((7, 3, 5)):
-            ids = asked["input_ids"][row : row + 1, -size:]
-            for _ in range(6):
-                ids = torch.cat([ids, model(input_ids=ids, use_cache=False).logits[:, -1:].argmax(-1)], 1)
-            assert torch.equal(said[row, -6:], ids[0, -6:])
+    check_rows_generated_together(injected(loaded, init="random").model.eval(), use_cache=use_cache)
 
 
 def test_the_encoder_reads_the_prompts_and_the_decoder_looks_at_them() -> None:
-    loaded = made("mt5", "seq2seq-lm", tie_word_embeddings=True)
+    loaded = tiny("mt5", "seq2seq-lm", tie_word_embeddings=True)
     plain = copy.deepcopy(loaded.model)
     model: Any = injected(loaded, head="seq2seq-lm").model.eval()
     asked, decoded = padded(6, 3), torch.zeros(2, 1, dtype=torch.long)
@@ -254,7 +189,7 @@ def test_the_encoder_reads_the_prompts_and_the_decoder_looks_at_them() -> None:
 
 
 def test_token_types_and_positions_are_lengthened() -> None:
-    loaded = made("bert", "token-classification", num_labels=2)
+    loaded = tiny("bert", "token-classification", num_labels=2)
     plain = copy.deepcopy(loaded.model)
     model = injected(loaded, head="token-classification").model.eval()
     prompts = next(p for name, p in model.named_parameters() if "prompt_encoder" in name).detach()
@@ -336,7 +271,7 @@ def test_a_model_without_embeddings_or_with_a_state_is_refused() -> None:
     with pytest.raises(ftcore.Refused, match="need a model of transformers, and Sequential is none"):
         ftcore.inject(nn.Sequential(nn.Linear(4, 4)), method="prompt")
     with pytest.raises(ftcore.Refused, match="MambaForCausalLM generates from a state"):
-        injected(made("mamba", "causal-lm"))
+        injected(tiny("mamba", "causal-lm"))
 
 
 @method_checks(Prompt())

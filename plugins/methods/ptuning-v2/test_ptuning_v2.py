@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ftcore
 import pytest
 import torch
+import trials
 from ftcore import adapters
-from ftcore.discovery import Hooks, bind, choose
-from ftcore.hooks import Loaded, Run
-from ftcore.settings import Settings
+from ftcore.hooks import Loaded
 from ftcore.testing import method_checks
-from ftcore.testing.stage import tiny_config, tiny_model
-from ftcore.training import Core
 from ftcore_ptuning_v2 import PTuningV2
-from torch import Tensor, nn
+from torch import Tensor
+from trials import answers, read_again, shaken, tiny
 
 N = 5
 # The output layer that a task of understanding adds, and how many numbers it has.
@@ -29,17 +27,12 @@ HEADS: Mapping[str, tuple[str, int]] = {
     "token-classification": ("classifier", 3 * 32 + 3),
     "question-answering": ("qa_outputs", 2 * 32 + 2),
 }
-
-
-def bound(head: str = "causal-lm", **options: Any) -> tuple[Hooks, Run]:
-    given = {"num_virtual_tokens": N, **options}
-    return bind([choose("method", "ptuning-v2", given)], Core()), Run(Settings(), "train", head)
+bound = partial(trials.bound, "ptuning-v2", num_virtual_tokens=N)
+injected = partial(trials.injected, "ptuning-v2", num_virtual_tokens=N)
 
 
 def encoder(head: str) -> Loaded:
-    labels = {} if head == "question-answering" else {"num_labels": 3}
-    model = tiny_model(tiny_config("bert", num_key_value_heads=4, **labels), head).eval()
-    return Loaded(model, None, {}, "", 256, model.config.vocab_size)
+    return tiny("bert", head, num_key_value_heads=4, **({} if head == "question-answering" else {"num_labels": 3}))
 
 
 def asked() -> dict[str, Tensor]:
@@ -49,21 +42,13 @@ def asked() -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": mask, "token_type_ids": (torch.arange(7) > 2).long().expand(2, -1)}
 
 
-def answers(model: nn.Module, given: Mapping[str, Any]) -> Tensor:
-    """Logits, or where an answer starts and where it ends."""
-    with torch.no_grad():
-        output = model.eval()(**given)
-    return output.logits if "logits" in output else torch.stack([output.start_logits, output.end_logits], -1)
-
-
 @pytest.mark.parametrize("head", HEADS)
 def test_an_encoder_answers_as_after_the_keys_and_values(head: str) -> None:
     from transformers import DynamicCache
 
     loaded = encoder(head)
     plain = copy.deepcopy(loaded.model)
-    hooks, run = bound(head)
-    model: Any = adapters.inject(hooks, run, loaded, None, 10).model
+    model: Any = injected(loaded, head=head).model
     prefix = model.prompt_encoder["default"].embedding.weight.detach().reshape(N, 2, 2, 4, 8).permute(1, 2, 3, 0, 4)
     cache = DynamicCache([tuple(part.expand(2, -1, -1, -1) for part in layer) for layer in prefix])
     mask = torch.cat([torch.ones(2, N, dtype=torch.long), asked()["attention_mask"]], 1)
@@ -75,32 +60,22 @@ def test_an_encoder_answers_as_after_the_keys_and_values(head: str) -> None:
 
 @pytest.mark.parametrize("head", HEADS)
 def test_the_new_output_layer_trains_is_kept_and_is_given_back(head: str, tmp_path: Path) -> None:
-    from peft import PeftModel
-    from safetensors.torch import save_file
-
     loaded, (layer, numbers) = encoder(head), HEADS[head]
-    bases = [copy.deepcopy(loaded.model) for _ in range(2)]
-    hooks, run = bound(head)
+    fresh = replace(loaded, model=copy.deepcopy(loaded.model))
+    hooks, run = bound(head=head)
     found = adapters.inject(hooks, run, loaded, None, 10)
     assert found.trainable == N * 2 * 2 * 32 + numbers
-    with torch.no_grad():
-        for parameter in found.model.parameters():
-            parameter += parameter.requires_grad * torch.randn_like(parameter)
-    adapter = adapters.saved(hooks, run, found)
+    shaken(found.model)
+    adapter, again, theirs = read_again(hooks, run, found, fresh, tmp_path)
     assert set(adapter.tensors) == {"prompt_embeddings", f"base_model.{layer}.weight", f"base_model.{layer}.bias"}
-    save_file(dict(adapter.tensors), tmp_path / "adapter_model.safetensors")
-    (tmp_path / "adapter_config.json").write_text(json.dumps(adapter.config, default=str))
-    again = adapters.inject(hooks, replace(run, intent="infer"), replace(loaded, model=bases[0]), None, 10)
-    adapters.restore(hooks, run, again, adapter)
-    theirs = PeftModel.from_pretrained(bases[1], tmp_path)
     given = {name: tensor for name, tensor in asked().items() if name != "token_type_ids"}  # PEFT drops them at times
-    for other in (again.model, theirs):
+    for other in (again, theirs):
         assert torch.allclose(answers(other, given), answers(found.model, given), atol=1e-5)
-    assert torch.equal(answers(again.model, asked()), answers(found.model, asked()))
+    assert torch.equal(answers(again, asked()), answers(found.model, asked()))
 
 
 def test_an_adapter_without_the_output_layer_is_refused() -> None:
-    hooks, run = bound("sequence-classification")
+    hooks, run = bound(head="sequence-classification")
     found = adapters.inject(hooks, run, encoder("sequence-classification"), None, 10)
     adapter = adapters.saved(hooks, run, found)
     lacking = {name: tensor for name, tensor in adapter.tensors.items() if not name.endswith("bias")}
@@ -115,8 +90,7 @@ def test_an_adapter_without_the_output_layer_is_refused() -> None:
 def test_as_many_numbers_train_as_keys_and_values_have(checkpoint: Callable[..., Path]) -> None:
     for options, numbers in (({}, N * 2 * 2 * 24), ({"projection": True}, N * 24 + 25 * 24 + 25 * 2 * 2 * 24)):
         loaded = ftcore.load("qwen", checkpoint=checkpoint("qwen3", head_dim=12))
-        hooks, run = bound(**options)
-        assert adapters.inject(hooks, run, loaded, None, 10).trainable == numbers
+        assert injected(loaded, **options).trainable == numbers
 
 
 @method_checks(PTuningV2())

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ftcore
 import pytest
 import torch
+import trials
 from ftcore import adapters
-from ftcore.adapters import Injected
-from ftcore.discovery import Hooks, bind, choose
-from ftcore.hooks import Loaded, Run
+from ftcore.hooks import Loaded
 from ftcore.seeds import seeded
 from ftcore.settings import Settings
 from ftcore.testing import method_checks
-from ftcore.training import Core
 from ftcore_ptuning import PTuning
 from torch import Tensor, nn
+from trials import answers, check_dropout_acts_in_training_only, check_parameters_are_theirs, read_again, trainable
 
 N, D = 5, 32
+bound = partial(trials.bound, "ptuning", num_virtual_tokens=N)
+injected = partial(trials.injected, "ptuning", num_virtual_tokens=N)
 
 
 @pytest.fixture
@@ -31,19 +32,9 @@ def loaded(checkpoint: Callable[..., Path]) -> Loaded:
     return ftcore.load("qwen", checkpoint=checkpoint("qwen2"))
 
 
-def bound(**options: Any) -> tuple[Hooks, Run]:
-    given = {"num_virtual_tokens": N, **options}
-    return bind([choose("method", "ptuning", given)], Core()), Run(Settings(), "train", "causal-lm")
-
-
-def injected(loaded: Loaded, **options: Any) -> Injected:
-    hooks, run = bound(**options)
-    return adapters.inject(hooks, run, loaded, None, 10)
-
-
 def made_by_hand(model: nn.Module) -> Tensor:
     """What the encoder makes of the prompts, with a plain LSTM and plain layers."""
-    own = {name.split(".default.")[1]: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    own = {name.split(".default.")[1]: p.detach() for name, p in trainable(model).items()}
     made = own["embedding.weight"]
     recurrent = {name.removeprefix("lstm_head."): p for name, p in own.items() if name.startswith("lstm_head.")}
     if recurrent:
@@ -108,9 +99,7 @@ def test_peft_alone_with_the_same_seed_gives_the_same(kind: str, loaded: Loaded)
             encoder_reparameterization_type=kind.upper(),
         )  # fmt: skip
         theirs = get_peft_model(base, config).eval()
-    mine = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    assert mine.keys() == {name for name, p in theirs.named_parameters() if p.requires_grad}
-    assert all(torch.equal(p, theirs.get_parameter(name)) for name, p in mine.items())
+    check_parameters_are_theirs(model, theirs)
     with torch.no_grad():
         assert torch.allclose(model(**asked()).logits, theirs(**asked()).logits[:, N:], atol=1e-5)
 
@@ -119,33 +108,21 @@ def test_peft_alone_with_the_same_seed_gives_the_same(kind: str, loaded: Loaded)
 def test_only_what_the_encoder_makes_is_kept_and_peft_reads_it(
     options: dict[str, Any], loaded: Loaded, tmp_path: Path
 ) -> None:
-    from peft import PeftModel
-    from safetensors.torch import save_file
-
-    bases = [copy.deepcopy(loaded.model) for _ in range(2)]
+    fresh = replace(loaded, model=copy.deepcopy(loaded.model))
     hooks, run = bound(**options)
     found = adapters.inject(hooks, run, loaded, None, 10)
     found.model.train()
-    adapter = adapters.saved(hooks, run, found)
+    adapter, *others = read_again(hooks, run, found, fresh, tmp_path)
     assert found.model.prompt_encoder["default"].training
     assert {name: tuple(tensor.shape) for name, tensor in adapter.tensors.items()} == {"prompt_embeddings": (N, D)}
     assert torch.allclose(adapter.tensors["prompt_embeddings"], made_by_hand(found.model), atol=1e-5)
-    save_file(dict(adapter.tensors), tmp_path / "adapter_model.safetensors")
-    (tmp_path / "adapter_config.json").write_text(json.dumps(adapter.config, default=str))
-    again = adapters.inject(hooks, replace(run, intent="infer"), replace(loaded, model=bases[0]), None, 10)
-    adapters.restore(hooks, run, again, adapter)
-    theirs = PeftModel.from_pretrained(bases[1], tmp_path).eval()
-    with torch.no_grad():
-        wanted = found.model.eval()(**asked()).logits
-        assert torch.allclose(again.model.eval()(**asked()).logits, wanted, atol=1e-5)
-        assert torch.allclose(theirs(**asked()).logits[:, N:], wanted, atol=1e-5)
+    wanted, again, theirs = (answers(model, asked()) for model in (found.model, *others))
+    assert torch.allclose(again, wanted, atol=1e-5)
+    assert torch.allclose(theirs[:, N:], wanted, atol=1e-5)
 
 
 def test_dropout_acts_in_training_and_not_in_evaluation(loaded: Loaded) -> None:
-    model = injected(loaded, encoder_dropout=0.5).model
-    with torch.no_grad():
-        assert not torch.equal(model.train()(**asked()).logits, model(**asked()).logits)
-        assert torch.equal(model.eval()(**asked()).logits, model(**asked()).logits)
+    check_dropout_acts_in_training_only(injected(loaded, encoder_dropout=0.5).model, asked())
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,31 +9,11 @@ from typing import Any
 import ftcore
 import pytest
 import torch
-from ftcore import adapters
-from ftcore.adapters import Injected
-from ftcore.discovery import bind, choose
-from ftcore.hooks import Loaded, Run
-from ftcore.settings import Settings
 from ftcore.testing import method_checks
-from ftcore.training import Core
 from ftcore_ssf import SSF
 from torch import nn
 from transformers.pytorch_utils import Conv1D
-
-
-def injected(loaded: Loaded, **options: Any) -> Injected:
-    """`loaded` with SSF in place."""
-    hooks = bind([choose("method", "ssf", options)], Core())
-    return adapters.inject(hooks, Run(Settings(), "train", "causal-lm"), loaded, None, 10)
-
-
-def drawn(model: nn.Module) -> dict[str, nn.Parameter]:
-    """What trains in the model, with random values."""
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    with torch.no_grad():
-        for parameter in trained.values():
-            parameter.normal_()
-    return trained
+from trials import check_copies_answer_alike, check_start_is_the_base, drawn, injected
 
 
 @pytest.mark.parametrize("kind", ["linear", "without bias", "conv1d"])
@@ -76,12 +54,7 @@ def test_the_features_are_the_published_formula_and_merge_exactly(kind: str) -> 
 def test_as_many_numbers_train_as_features_are_chosen(
     options: dict[str, Any], numbers: int, checkpoint: Callable[..., Path]
 ) -> None:
-    loaded = ftcore.load("qwen", checkpoint=checkpoint("qwen2"))
-    ids = torch.arange(5, 45).reshape(2, 20)
-    with torch.no_grad():
-        before = loaded.model(ids).logits
-        found = injected(loaded, **options)
-        assert torch.equal(found.model(ids).logits, before)
+    found = check_start_is_the_base("ssf", ftcore.load("qwen", checkpoint=checkpoint("qwen2")), **options)
     assert found.trainable == numbers
 
 
@@ -107,17 +80,13 @@ def test_what_cannot_be_scaled_is_refused(
     options: dict[str, Any], message: str, checkpoint: Callable[..., Path]
 ) -> None:
     with pytest.raises(ftcore.Refused, match=message):
-        injected(ftcore.load("qwen", checkpoint=checkpoint("qwen2", tie_word_embeddings=True)), **options)
+        injected("ssf", ftcore.load("qwen", checkpoint=checkpoint("qwen2", tie_word_embeddings=True)), **options)
 
 
 def test_copies_and_pickles_answer_the_same(checkpoint: Callable[..., Path]) -> None:
-    model = injected(ftcore.load("qwen", checkpoint=checkpoint("qwen2"))).model.eval()
+    model = injected("ssf", ftcore.load("qwen", checkpoint=checkpoint("qwen2"))).model
     drawn(model)
-    ids = torch.arange(5, 25)[None]
-    with torch.no_grad():
-        wanted = model(ids).logits
-        assert torch.equal(copy.deepcopy(model)(ids).logits, wanted)
-        assert torch.equal(pickle.loads(pickle.dumps(model))(ids).logits, wanted)
+    check_copies_answer_alike(model)
 
 
 @pytest.mark.parametrize("order", ["ssf+lora", "lora+ssf"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,45 +11,20 @@ from typing import Any
 import ftcore
 import pytest
 import torch
-from ftcore import adapters
-from ftcore.adapters import Injected
-from ftcore.discovery import bind, choose
-from ftcore.hooks import Loaded, Run
-from ftcore.settings import Settings
 from ftcore.testing import method_checks
-from ftcore.testing.stage import Decoder, Encoder, EncoderDecoder, FusedDecoder, tiny_checkpoint
-from ftcore.training import Core
+from ftcore.testing.stage import Decoder
 from ftcore_unipelt import UniPELT
 from torch import Tensor, nn
 from torch.nn.functional import gelu, linear
-
-PLACES = [
-    (Decoder, "granite", "causal-lm", 2),
-    (FusedDecoder, "phi3", "causal-lm", 2),
-    (Encoder, "ernie", "masked-lm", 2),
-    (EncoderDecoder, "mt5", "seq2seq-lm", 6),
-]
-
-
-def injected(loaded: Loaded, **options: Any) -> Injected:
-    """`loaded` with UniPELT in place."""
-    hooks = bind([choose("method", "unipelt", options)], Core())
-    return adapters.inject(hooks, Run(Settings(), "train", "causal-lm"), loaded, None, 10)
-
-
-def stage(family: type[Any], kind: str, head: str) -> Loaded:
-    """A tiny model of the kit's."""
-    loaded: Loaded = family().load_model(Run(Settings(checkpoint=str(tiny_checkpoint(kind, head))), "train", head), {})
-    return loaded
-
-
-def drawn(model: nn.Module) -> dict[str, nn.Parameter]:
-    """What trains in the model, with random values."""
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    with torch.no_grad():
-        for parameter in trained.values():
-            parameter.normal_(std=0.5)
-    return trained
+from trials import (
+    ARCHITECTURES,
+    attended,
+    check_dropout_acts_in_training_only,
+    check_every_attention_has_a_prefix,
+    drawn,
+    injected,
+    staged,
+)
 
 
 def in_module(trained: dict[str, nn.Parameter], name: str) -> dict[str, nn.Parameter]:
@@ -70,13 +44,12 @@ def updated(layer: nn.Linear, own: dict[str, nn.Parameter], given: Tensor, scale
 def test_attention_is_the_formula_of_the_readme(causal: bool, implementation: str) -> None:
     """Gated updates of q and v, and a prefix of three whose keys and values each query's gate scales."""
     torch.manual_seed(0)
-    loaded = stage(Decoder, "granite", "causal-lm")
+    loaded = staged(Decoder, "granite")
     loaded.model.set_attn_implementation(implementation)
     base = copy.deepcopy(loaded.model.model.layers[0].self_attn)
-    model = injected(loaded, num_virtual_tokens=3, r=2, alpha=5).model
-    trained = drawn(model)
+    model = injected("unipelt", loaded, num_virtual_tokens=3, r=2, alpha=5).model
+    trained = drawn(model, 0.5)
     module = model.model.layers[0].self_attn
-    module.is_causal = causal
     own = {part: in_module(trained, f"model.layers.0.self_attn.{part}") for part in ("q_proj", "v_proj", "prefix")}
     given = torch.randn(2, 5, 32)
 
@@ -91,19 +64,16 @@ def test_attention_is_the_formula_of_the_readme(causal: bool, implementation: st
     shares = (torch.cat([gate * (q @ p_k.transpose(2, 3)), row], 3) * module.scaling).softmax(3)
     wanted = shares[..., :3] @ p_v * gate + shares[..., 3:] @ v
 
-    still = torch.ones(1, 5, 8), torch.zeros(1, 5, 8)
-    later = torch.ones(5, 5).triu(1)[None, None] * torch.finfo(torch.float32).min
-    mask = later if causal and implementation == "eager" else None
-    found, _ = module(given, position_embeddings=still, attention_mask=mask)
+    found = attended(module, given, causal=causal, implementation=implementation)
     assert torch.allclose(found, base.o_proj(wanted.transpose(1, 2).flatten(2)), atol=1e-5)
 
 
 def test_behind_the_mlp_is_the_gated_adapter() -> None:
     """h + sigmoid(w h + b) (U gelu(D h + b) + c)."""
-    loaded = stage(Decoder, "granite", "causal-lm")
+    loaded = staged(Decoder, "granite")
     plain = copy.deepcopy(loaded.model.model.layers[1].mlp)
-    model = injected(loaded, bottleneck=3).model
-    own = in_module(drawn(model), "model.layers.1.mlp.down_proj.adapter")
+    model = injected("unipelt", loaded, bottleneck=3).model
+    own = in_module(drawn(model, 0.5), "model.layers.1.mlp.down_proj.adapter")
     given = torch.randn(2, 5, 32)
     hidden = plain(given)
     gate = torch.sigmoid(linear(hidden, own["gate.weight"], own["gate.bias"]))
@@ -125,34 +95,20 @@ def test_the_count_is_that_of_the_formula(
     options: dict[str, Any], r: int, length: int, m: int, checkpoint: Callable[..., Path]
 ) -> None:
     """With d = 32 and keys and values of 16: LoRA on q (32 to 32) and v (32 to 16), prefix, adapter, four gates."""
-    found = injected(ftcore.load("qwen", checkpoint=checkpoint("qwen2")), **options)
+    found = injected("unipelt", ftcore.load("qwen", checkpoint=checkpoint("qwen2")), **options)
     block = r * (32 + 32) + r * (32 + 16) + length * 2 * 16 + 2 * 32 * m + m + 32 + 4 * (32 + 1)
     assert found.trainable == 2 * block
 
 
-@pytest.mark.parametrize(("family", "kind", "head", "count"), PLACES)
+@pytest.mark.parametrize(("family", "kind", "head", "count"), ARCHITECTURES)
 def test_every_architecture_has_all_three(family: type[Any], kind: str, head: str, count: int) -> None:
     """Every tensor gets a gradient, also when activations are computed twice, and copies of the model answer alike."""
-    loaded = stage(family, kind, head)
-    settings = loaded.model.config.to_dict(), loaded.model.config._attn_implementation
-    model: Any = injected(loaded).model.eval()
-    assert len([name for name in drawn(model) if name.endswith("prefix.tokens")]) == count
-    assert (model.config.to_dict(), model.config._attn_implementation) == settings
-    ids = torch.arange(5, 25)[None]
-    inputs = {"input_ids": ids, **({"decoder_input_ids": ids} if head == "seq2seq-lm" else {})}
-    with torch.no_grad():
-        wanted = model(**inputs).logits
-        assert torch.equal(copy.deepcopy(model)(**inputs).logits, wanted)
-        assert torch.equal(pickle.loads(pickle.dumps(model))(**inputs).logits, wanted)
-    model.train().gradient_checkpointing_enable()
-    model(**inputs).logits.square().mean().backward()
-    assert all(p.grad is not None and p.grad.any() for p in model.parameters() if p.requires_grad)
-    copy.deepcopy(model)
+    check_every_attention_has_a_prefix("unipelt", staged(family, kind, head), head, count)
 
 
 def test_no_token_of_a_decoder_hears_of_a_later_one(checkpoint: Callable[..., Path]) -> None:
-    model = injected(ftcore.load("qwen", checkpoint=checkpoint("qwen2"))).model.eval()
-    drawn(model)
+    model = injected("unipelt", ftcore.load("qwen", checkpoint=checkpoint("qwen2"))).model.eval()
+    drawn(model, 0.5)
     ids = torch.arange(5, 25)[None]
     other = torch.cat([ids[:, :12], ids[:, 12:] + 30], 1)
     with torch.no_grad():
@@ -161,7 +117,7 @@ def test_no_token_of_a_decoder_hears_of_a_later_one(checkpoint: Callable[..., Pa
 
 def test_a_network_makes_the_prefix_where_it_is_asked_for() -> None:
     given = {"prefix_projection": True, "encoder_hidden_size": 7}
-    plain, found = (injected(stage(Decoder, "granite", "causal-lm"), **options).trainable for options in ({}, given))
+    plain, found = (injected("unipelt", staged(Decoder, "granite"), **options).trainable for options in ({}, given))
     assert found - plain == 2 * (7 * (16 + 1) + 32 * (7 + 1) - 10 * 16)
 
 
@@ -177,16 +133,13 @@ def test_a_bad_option_is_refused_by_name(
     options: dict[str, Any], message: str, checkpoint: Callable[..., Path]
 ) -> None:
     with pytest.raises(ftcore.Refused, match=message):
-        injected(ftcore.load("qwen", checkpoint=checkpoint("qwen2")), **options)
+        injected("unipelt", ftcore.load("qwen", checkpoint=checkpoint("qwen2")), **options)
 
 
 def test_dropout_acts_in_training_and_not_in_evaluation(checkpoint: Callable[..., Path]) -> None:
-    model = injected(ftcore.load("qwen", checkpoint=checkpoint("qwen2")), dropout=0.5).model
-    drawn(model)
-    ids = torch.arange(5, 25)[None]
-    with torch.no_grad():
-        assert not torch.equal(model.train()(ids).logits, model(ids).logits)
-        assert torch.equal(model.eval()(ids).logits, model(ids).logits)
+    model = injected("unipelt", ftcore.load("qwen", checkpoint=checkpoint("qwen2")), dropout=0.5).model
+    drawn(model, 0.5)
+    check_dropout_acts_in_training_only(model)
 
 
 @method_checks(UniPELT())

@@ -9,36 +9,10 @@ from typing import Any
 import ftcore
 import pytest
 import torch
-from ftcore import Loaded, Run
-from ftcore.adapters import inject
-from ftcore.discovery import bind, choose
-from ftcore.settings import Settings
 from ftcore.testing import method_checks
-from ftcore.training import Core
 from ftcore_vera import VeRA
 from torch import nn
-
-
-def trained(model: nn.Module) -> dict[str, torch.Tensor]:
-    """What trains, by the last word of its name that is not PEFT's `default`, given random values."""
-    torch.manual_seed(1)
-    found = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            torch.nn.init.normal_(parameter, std=0.3)
-            found[name.removesuffix(".default").rpartition(".")[2]] = parameter
-    return found
-
-
-def on_parts(loaded: Loaded, **options: Any) -> nn.Module:
-    """The model with the method on the parts that it chooses."""
-    hooks = bind([choose("method", "vera", options)], Core())
-    return inject(hooks, Run(Settings(), "train", "causal-lm"), loaded, None, 10).model
-
-
-def count(model: nn.Module) -> int:
-    """Numbers that train."""
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+from trials import check_merged_it_answers_the_same, check_refused_on_a_layer, count, injected, trained
 
 
 def test_the_update_is_the_published_formula() -> None:
@@ -64,7 +38,7 @@ def test_the_update_is_the_published_formula() -> None:
 
 def test_two_vectors_a_layer_train_and_start_as_published(checkpoint: Callable[..., Path]) -> None:
     loaded = ftcore.load("qwen", checkpoint=checkpoint("qwen2"))
-    model = on_parts(loaded, r=6, parts=["attention.q", "mlp.down"], d_initial=0.2)
+    model = injected("vera", loaded, r=6, parts=["attention.q", "mlp.down"], d_initial=0.2).model
     assert count(model) == 2 * ((32 + 6) + (32 + 6))
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -92,8 +66,7 @@ def test_the_shared_matrices_follow_their_key_and_nothing_else() -> None:
     ],
 )
 def test_an_option_that_cannot_be_is_refused_by_name(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ftcore.Refused, match=message):
-        ftcore.inject(nn.Sequential(nn.Linear(12, 6)), method="vera", **({"target_modules": ["0"]} | options))
+    check_refused_on_a_layer("vera", options, message)
 
 
 def test_an_embedding_is_refused_in_words() -> None:
@@ -104,14 +77,7 @@ def test_an_embedding_is_refused_in_words() -> None:
 
 @pytest.mark.parametrize("options", [{}, {"dropout": 0.5}], ids=str)
 def test_merged_it_answers_the_same(options: dict[str, Any]) -> None:
-    torch.manual_seed(0)
-    given = torch.randn(4, 12)
-    model = ftcore.inject(nn.Sequential(nn.Linear(12, 6)), method="vera", target_modules=["0"], **options)
-    trained(model)
-    wanted = model.eval()(given)
-    merged = model.merge_and_unload()
-    assert type(merged[0]) is nn.Linear
-    assert torch.allclose(merged(given), wanted, atol=1e-5)
+    check_merged_it_answers_the_same("vera", **options)
 
 
 @method_checks(VeRA())
