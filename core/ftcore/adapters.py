@@ -57,6 +57,7 @@ def inject(hooks: Hooks, run: Run, loaded: Loaded, data: Data | None, steps: int
     for chosen in hooks.methods:
         for parameter in model.parameters():
             parameter.requires_grad_(False)
+        tell_names(run, loaded, getattr(chosen.plugin, "target_modules", ()))
         with seeded(run.settings.seed, "inject", chosen.name):
             model = hooks.inject_adapter(run, chosen, model, _renamed(loaded, modules, model), data, steps)
         made = {id(p) for p in model.parameters() if p.requires_grad}
@@ -188,6 +189,36 @@ def matching(model: nn.Module, targets: Sequence[str], *, partial: bool = False)
     return tuple(chosen)
 
 
+def by_name(run: Run, model: nn.Module, loaded: Loaded, targets: Sequence[str]) -> tuple[str, ...]:
+    """The modules whose name is, or ends in, one of `targets`; each must match, unless a merge holds only some blocks.
+
+    What only a module of the checkpoint's own form is called means the modules that hold its weight here.
+    """
+    given: list[str] = []
+    for target in targets:
+        given += _parts_of(model, loaded, target) or [target]
+    return matching(model, given, partial=run.intent == "merge")
+
+
+def tell_names(run: Run, loaded: Loaded, targets: Sequence[str]) -> None:
+    """Each of `targets` that is a name of the checkpoint's own form is said, with what holds it here."""
+    for target in targets:
+        short = dict.fromkeys(name.rpartition(".")[2] for name in _parts_of(loaded.model, loaded, target))
+        if short and run.intent in ("train", "plan"):
+            run.say(f"'{target}' is the checkpoint's own name: what it holds is {', '.join(short)} here")
+
+
+def _parts_of(model: nn.Module, loaded: Loaded, target: str) -> list[str]:
+    return [] if matching(model, [target], partial=True) else called_formerly(loaded, target)
+
+
+def called_formerly(loaded: Loaded, target: str) -> list[str]:
+    """The modules that hold the weights of those which the checkpoint's own form calls, or ends in, `target`."""
+    modules = [(place.source.removesuffix(".weight"), name) for name, place in loaded.places.items()]
+    matched = [name for source, name in modules if source == target or source.endswith(f".{target}")]
+    return [name.removesuffix(".weight") for name in matched if name.endswith(".weight")]
+
+
 @options
 class OnModules:
     """A method that adapts modules which are chosen by role or by name; its `targets` are the chosen ones."""
@@ -202,5 +233,5 @@ class OnModules:
     def targets(self, run: Run, model: nn.Module, loaded: Loaded) -> tuple[str, ...]:
         """The full names of the chosen modules; a role or name that matches nothing is refused."""
         if self.target_modules:
-            return matching(model, self.target_modules, partial=run.intent == "merge")
+            return by_name(run, model, loaded, self.target_modules)
         return select(loaded.parts, self.parts)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import ftcore
 import pytest
 import torch
+from ftcore.adapters import inject
 from ftcore.cli import cli
 from safetensors.torch import save_file
 from torch import Tensor
+from trials import bound
 
 IDS = torch.arange(5, 65).reshape(2, 30)
 R, ALPHA = 3, 7
@@ -315,6 +317,38 @@ def test_the_family_is_told_by_the_type_at_the_command_line(tmp_path: Path) -> N
     assert (config["target_modules"], config["base_model_name_or_path"]) == (modules, None)
     with pytest.raises(ftcore.Refused, match="is of type 'qwen2', which no family converts; is it plain already"):
         ftcore.convert(_plain(tmp_path / "other"), output=tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("family", "given", "meant"),
+    [
+        ("qwen", "c_attn,c_proj,w1,w2", "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj"),
+        ("qwen", "transformer.h.1.attn.c_attn", "model.layers.1.self_attn.{q,k,v}_proj"),
+        ("internlm", "wqkv,wo,w1,w2,w3", "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj"),
+        ("internlm", "w2", "down_proj"),
+        ("internlm", "q_proj,wo", "q_proj o_proj"),
+        ("chatglm", "query_key_value", "q_proj k_proj v_proj"),
+        ("chatglm", "dense,dense_h_to_4h,dense_4h_to_h", "o_proj gate_up_proj down_proj"),
+        ("baichuan", "W_pack,o_proj", "q_proj k_proj v_proj o_proj"),
+    ],
+)
+def test_a_makers_names_for_modules_mean_what_holds_them_here(
+    family: str, given: str, meant: str, tmp_path: Path
+) -> None:
+    own = OWN[family]
+    said: list[str] = []
+    loaded = ftcore.load(family, checkpoint=checkpoint(own, own.tensors(), tmp_path / "own"), **own.options)
+    hooks, run = bound("lora", target_modules=given.split(","))
+    matched = inject(hooks, replace(run, say=said.append), loaded, None, 10).matched
+    if "{" in meant:
+        wanted = {f"model.layers.1.self_attn.{name}_proj" for name in "qkv"}
+        assert set(matched) == wanted
+    else:
+        assert {name.rpartition(".")[2] for name in matched} == set(meant.split())
+        assert len(matched) == 2 * len(meant.split())
+    translated = [target for target in given.split(",") if target not in ("q_proj", "o_proj")]
+    for target in translated:
+        assert sum(f"'{target}' is the checkpoint's own name" in line for line in said) == 1
 
 
 def _plain(folder: Path) -> Path:

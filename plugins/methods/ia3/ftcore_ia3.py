@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from ftcore import Data, FtcoreError, Loaded, Refused, Run, hookimpl, options
-from ftcore.adapters import matching
+from ftcore.adapters import by_name
 from ftcore_peft import MergeablePeftMethod, endings
 from pydantic import Field
 
@@ -55,7 +55,7 @@ class IA3(MergeablePeftMethod):
         """The modules among `chosen` whose input is scaled; Refused when one is named that is not among them."""
         if not self.feedforward_modules:
             return tuple(name for name in chosen if name in loaded.parts.get("mlp.down", ()))
-        named = matching(model, self.feedforward_modules, partial=run.intent == "merge")
+        named = by_name(run, model, loaded, self.feedforward_modules)
         stray = next((name for name in named if name not in chosen), None)
         if stray:
             raise Refused(f"feedforward_modules names '{stray}', which is not adapted; add it to target_modules")

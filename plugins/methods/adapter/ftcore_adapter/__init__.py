@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from ftcore import Loaded, Refused, hookimpl, options
+from ftcore import Loaded, Refused, Run, hookimpl, options
 from pydantic import Field
 
 if TYPE_CHECKING:
@@ -37,12 +37,12 @@ class BottleneckAdapter:
     ] = ()
 
     @hookimpl
-    def inject_adapter(self, model: nn.Module, loaded: Loaded) -> nn.Module:
+    def inject_adapter(self, run: Run, model: nn.Module, loaded: Loaded) -> nn.Module:
         """The model with an adapter at each place of its kind; a model without such places is refused."""
         from ftcore_adapter.layers import Plan, put_behind, put_beside
 
         plan = Plan(self.bottleneck, self.reduction_factor, self.activation, self.dropout)
-        named = self.named(model)
+        named = self.named(run, model, loaded)
         if self.kind == "parallel":
             for entrance, exit_ in zip(named, named, strict=True) if named else mlps(loaded):
                 put_beside(model, entrance, exit_, plan, self.scale)
@@ -51,11 +51,11 @@ class BottleneckAdapter:
                 put_behind(model, name, plan)
         return model
 
-    def named(self, model: nn.Module) -> tuple[str, ...]:
+    def named(self, run: Run, model: nn.Module, loaded: Loaded) -> tuple[str, ...]:
         """The modules that target_modules mean."""
-        from ftcore.adapters import matching
+        from ftcore.adapters import by_name
 
-        return matching(model, self.target_modules) if self.target_modules else ()
+        return by_name(run, model, loaded, self.target_modules) if self.target_modules else ()
 
 
 def places(loaded: Loaded, kind: str) -> tuple[str, ...]:
