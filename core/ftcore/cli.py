@@ -418,7 +418,7 @@ def merge(ctx: click.Context, /, directory: Path, output: Path, stream: bool, **
     screen = _screen()
     _note_changed_plugins(directory, screen)
     merging.merge(directory, output, screen.say, _options_given(ctx), stream=stream)
-    click.echo(f"the merged model is in {output}; load it with transformers' from_pretrained")
+    click.echo(f"the merged model is in {output}; {merging.how_to_load(output)}")
 
 
 class ConvertCommand(RunCommand):
@@ -462,12 +462,14 @@ def convert(
 
     With --adapter, write an adapter that was trained on the authors' own modules as one for the plain model.
     """
-    from ftcore import api
+    from ftcore import api, merging
 
     family = next(iter(_options_given(ctx).values()), {})
     api.convert(checkpoint, model=model, output=output, adapter=adapter, **family)
-    what = "an adapter for the plain model" if adapter else "the plain model"
-    click.echo(f"{what} is in {output}; load it with from_pretrained, without ftcore")
+    if adapter:
+        click.echo(f"the adapter for the plain model is in {output}; load it with the library that made it")
+    else:
+        click.echo(f"the plain model is in {output}; {merging.how_to_load(output)}")
 
 
 @cli.command()

@@ -13,6 +13,7 @@ from ftcore import directory as files
 from ftcore import streaming, translating
 from ftcore.adapters import fold
 from ftcore.errors import FtcoreError, Refused
+from ftcore.families import read_fields
 from ftcore.hooks import Loaded
 from ftcore.pipeline import Attached, attach
 from ftcore.seeds import seeded
@@ -61,6 +62,16 @@ def convert(loaded: Loaded, output: Path) -> Path:
     with staged(output) as folder:
         streaming.convert(loaded, loaded.tensors(), folder)
     return output
+
+
+def how_to_load(output: Path) -> str:
+    """What reads a plain checkpoint: transformers, or ftcore where its type is a family's own."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    kind = read_fields(str(output)).get("model_type")
+    if kind in CONFIG_MAPPING_NAMES:
+        return "load it with transformers' from_pretrained"
+    return f"load it with ftcore, as transformers alone has no class for its type '{kind}'"
 
 
 def convert_adapter(loaded: Loaded, adapter: Path, output: Path) -> Path:
