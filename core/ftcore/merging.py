@@ -66,7 +66,7 @@ def convert(loaded: Loaded, output: Path) -> Path:
 
 def how_to_load(output: Path) -> str:
     """What reads a plain checkpoint: transformers, or ftcore where its type is a family's own."""
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+    from transformers.models.auto.auto_mappings import CONFIG_MAPPING_NAMES
 
     kind = read_fields(str(output)).get("model_type")
     if kind in CONFIG_MAPPING_NAMES:
