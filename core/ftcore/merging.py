@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -66,10 +67,9 @@ def convert(loaded: Loaded, output: Path) -> Path:
 
 def how_to_load(output: Path) -> str:
     """What reads a plain checkpoint: transformers, or ftcore where its type is a family's own."""
-    from transformers.models.auto.auto_mappings import CONFIG_MAPPING_NAMES
-
+    built_in: Any = importlib.import_module("transformers.models.auto.configuration_auto")
     kind = read_fields(str(output)).get("model_type")
-    if kind in CONFIG_MAPPING_NAMES:
+    if kind in built_in.CONFIG_MAPPING_NAMES:
         return "load it with transformers' from_pretrained"
     return f"load it with ftcore, as transformers alone has no class for its type '{kind}'"
 
