@@ -50,6 +50,7 @@ DECLARABLE: Mapping[str, Any] = {
     "examples": (),  # task: rows in the shape it reads, each with the texts that the model learns to say
     "excused": {},  # any: checks of the conformance kit that it cannot pass, each with the reason
     "tiny": {},  # model: config fields by model type, laid over those of the checkpoints that the kit makes
+    "tried_on": {},  # model: heads by model type that the conformance kit tries, where not all on each type it loads
     "tried_with": {},  # any: options with which the conformance kit makes it, where it cannot be made without
 }
 

@@ -17,7 +17,6 @@ from ftcore.testing import model_checks
 from ftcore.testing.stage import tiny_checkpoint, tiny_config, tiny_model
 from ftcore_auto import Auto
 from ftcore_auto.roles import inspected
-from ftcore_auto.tried import Decoders, EncoderDecoders, Encoders
 
 
 def loaded(folder: Path, head: str = "causal-lm", intent: Any = "train") -> tuple[Loaded, list[str]]:
@@ -54,10 +53,7 @@ def test_what_was_found_is_said_and_is_what_a_family_made_for_the_type_says(inte
 def test_it_finds_what_people_wrote_down(family: str, kind: str, head: str) -> None:
     from ftcore.discovery import declared_datum, sound
 
-    classes = {offer.name: offer for offer in sound("model")}
-    if family not in classes:
-        pytest.skip(f"the family {family} is not installed")
-    cls = classes[family].load()
+    cls = next(offer for offer in sound("model") if offer.name == family).load()
     model: Any = tiny_model(tiny_config(kind, **declared_datum(cls, "tiny").get(kind, {})), head)
     assert dict(inspected(model).parts) == parts_of(model, cls.roles)
 
@@ -115,16 +111,6 @@ def test_rows_are_as_long_as_positions_reach() -> None:
         answer(found.model, {"input_ids": torch.full((1, found.max_positions + 1), 7)})
 
 
-@model_checks(Decoders())
-def test_decoders_keep_the_contract(check: Callable[[], None]) -> None:
-    check()
-
-
-@model_checks(Encoders())
-def test_encoders_keep_the_contract(check: Callable[[], None]) -> None:
-    check()
-
-
-@model_checks(EncoderDecoders())
-def test_encoder_decoders_keep_the_contract(check: Callable[[], None]) -> None:
+@model_checks(Auto())
+def test_it_keeps_the_contract(check: Callable[[], None]) -> None:
     check()

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 from ftcore.declaring import declared
+from ftcore.discovery import declared_datum
 from ftcore.testing.kit import Check
 from ftcore.testing.models import files, loading, planning, roles, strangers, tokens, weights, working
+
+
+def _claims(plugin: object) -> bool:
+    """Whether there are types that the family does not load."""
+    return bool(declared_datum(plugin, "model_types")) or not declared_datum(plugin, "tried_on")
 
 
 def _draws(plugin: object) -> bool:
@@ -53,7 +59,7 @@ EVERY_MODEL: tuple[Check, ...] = (
     Check(weights.check_random_weights_follow_the_seed, needs=LOADED, concerns=_draws),
     Check(files.check_loads_all_or_nothing, needs=LOADED),
     Check(files.check_shards_load, needs=LOADED),
-    Check(files.check_other_types_are_refused, needs=LOADED),
+    Check(files.check_other_types_are_refused, needs=LOADED, concerns=_claims),
     Check(files.check_incomplete_folders_are_refused, needs=("check_loads_all_or_nothing",)),
     Check(files.check_loads_nothing_else, needs=("check_loads_all_or_nothing", *ANSWERS)),
     Check(files.check_checkpoint_is_left_alone, needs=LOADED),

@@ -122,14 +122,16 @@ def _starter(bench: Bench) -> list[Case]:
 def _made(bench: Bench) -> list[Callable[[], Case]]:
     """How to make a checkpoint of each type that none is given of, with each head."""
     types, heads = claimed(bench)
+    tried = declared_datum(bench.plugin, "tried_on") or dict.fromkeys(types, heads)
     given = {read(folder / "config.json").get("model_type") for folder in _folders(bench)}
-    left = [model_type for model_type in types if model_type not in given]
-    return [partial(made_case, bench, model_type, head) for model_type in left for head in heads]
+    left = [(model_type, head) for model_type, fitting in tried.items() if model_type not in given for head in fitting]
+    return [partial(made_case, bench, model_type, head) for model_type, head in left]
 
 
 def claimed(bench: Bench) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The model types and the heads that the family says it loads."""
-    types, heads = declared_datum(bench.plugin, "model_types"), declared_datum(bench.plugin, "heads")
+    types = declared_datum(bench.plugin, "model_types") or tuple(declared_datum(bench.plugin, "tried_on"))
+    heads = declared_datum(bench.plugin, "heads")
     if not types or not heads:
         raise Failed("it declares no 'model_types' or no 'heads', so nobody can know what it loads; declare them")
     unknown = [head for head in heads if head not in HEADS]

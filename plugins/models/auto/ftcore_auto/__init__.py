@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ftcore import Refused, hookimpl, options
-from ftcore.discovery import declared_datum, sound
+from ftcore.discovery import Offer, declared_datum, offers, sound
 from ftcore.families import (
     HEADS,
     UNLIMITED,
@@ -33,6 +34,15 @@ class Auto(HFModel):
     """Checkpoints of any type that transformers implements, their parts found by inspection and said at the start."""
 
     heads: ClassVar[tuple[str, ...]] = tuple(HEADS)
+    tried_on: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "olmo2": ("causal-lm",),
+        "phi3": ("causal-lm",),
+        "rembert": ("masked-lm", "token-classification"),
+        "m2m_100": ("seq2seq-lm",),
+    }
+    tiny: ClassVar[Mapping[str, Mapping[str, object]]] = {
+        "m2m_100": {"decoder_start_token_id": 2, "encoder_layerdrop": 0.0, "decoder_layerdrop": 0.0}
+    }
     unpackable: ClassVar[str] = "nobody has looked whether this architecture keeps rows apart that are laid end to end"
 
     @hookimpl
@@ -66,8 +76,6 @@ class Auto(HFModel):
 
     def _is_for(self, config: PreTrainedConfig, head: str) -> None:
         """Refused when transformers has no such head for the type, or one that does not do what the head is for."""
-        if self.model_types and config.model_type not in self.model_types:
-            raise Refused(f"the checkpoint is of type '{config.model_type}'; this loads {', '.join(self.model_types)}")
         if head not in _heads(config):
             has = ", ".join(_heads(config)) or "none that a task asks for"
             raise Refused(f"transformers has no head '{head}' for the type '{config.model_type}'; it has {has}")
@@ -119,9 +127,15 @@ def _is_causal(model: Any) -> bool:
 
 def _better(model_type: str) -> Iterator[str]:
     """A line for each installed family that is made for the type."""
-    for offer in sound("model"):
-        if model_type in declared_datum(offer.load(), "model_types"):
-            yield f"the family '{offer.name}' is made for the type '{model_type}'; pass --model {offer.name}"
+    for family, types in _families(offers("model")):
+        if model_type in types:
+            yield f"the family '{family}' is made for the type '{model_type}'; pass --model {family}"
+
+
+@cache
+def _families(offered: tuple[Offer, ...]) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """The types that each installed family is made for; looking at them all takes a while."""
+    return tuple((offer.name, declared_datum(offer.load(), "model_types")) for offer in sound("model"))
 
 
 def _told(found: Found, name: str) -> Iterator[str]:
