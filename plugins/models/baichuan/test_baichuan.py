@@ -104,6 +104,14 @@ def test_which_of_the_four_it_is_follows_from_the_config_or_is_said() -> None:
     assert Baichuan().original({"model_type": "llama"}) is None
 
 
+def test_a_13b_that_could_be_of_either_generation_is_said_to_be_taken_for_the_first() -> None:
+    from ftcore_baichuan import MEMBERS
+
+    thirteen = MEMBERS["baichuan-13b"]
+    assert thirteen.note({"vocab_size": 64000}) == ""
+    assert "read as Baichuan-13B; else pass --baichuan.variant baichuan2-13b" in thirteen.note({"vocab_size": 450})
+
+
 @pytest.mark.parametrize("heads", [4, 6, 40])
 def test_slopes_are_those_of_the_paper(heads: int) -> None:
     from ftcore_baichuan.alibi import slopes

@@ -95,15 +95,26 @@ def _tokenizer(turns: tuple[str, str] | None) -> Callable[[Path, Fields], PreTra
     return made
 
 
+FIRST_VOCABULARY, SECOND_VOCABULARY = 64_000, 125_696
+
+
+def _doubt(fields: Fields) -> str:
+    """What is said where config.json does not tell a Baichuan-13B from a Baichuan2-13B."""
+    size = fields.get("vocab_size")
+    if size == FIRST_VOCABULARY:
+        return ""
+    taken = "read as Baichuan-13B; else pass --baichuan.variant baichuan2-13b"
+    return f"a vocabulary of {size} is no published 13B's: {taken}"
+
+
 FIRST = ("<reserved_102>", "<reserved_103>")
 SECOND = ("<reserved_106>", "<reserved_107>")
 MEMBERS: Mapping[str, Original] = {
     "baichuan-7b": Original("baichuan", _rotary, _plain_head, _tokenizer(None)),
-    "baichuan-13b": Original("baichuan", _biased, _plain_head, _tokenizer(FIRST), stops=FIRST[:1]),
+    "baichuan-13b": Original("baichuan", _biased, _plain_head, _tokenizer(FIRST), stops=FIRST[:1], note=_doubt),
     "baichuan2-7b": Original("baichuan", _rotary, _unit_head, _tokenizer(SECOND), stops=SECOND[:1], finish=_dividing),
     "baichuan2-13b": Original("baichuan", _biased, _unit_head, _tokenizer(SECOND), stops=SECOND[:1], finish=_dividing),
 }
-SECOND_VOCABULARY = 125_696
 
 
 def _member(fields: Fields) -> str:
