@@ -29,6 +29,27 @@ def _inside(layer: str, distilled: str) -> str:
     )
 
 
+SIZES: Mapping[str, str] = {
+    "base": "google-bert/bert-base-uncased",
+    "base-cased": "google-bert/bert-base-cased",
+    "large": "google-bert/bert-large-uncased",
+    "base-chinese": "google-bert/bert-base-chinese",
+    "base-multilingual": "google-bert/bert-base-multilingual-cased",
+    "chinese-wwm": "hfl/chinese-bert-wwm-ext",
+    "chinese-roberta": "hfl/chinese-roberta-wwm-ext",
+    "chinese-roberta-large": "hfl/chinese-roberta-wwm-ext-large",
+    "roberta-base": "FacebookAI/roberta-base",
+    "roberta-large": "FacebookAI/roberta-large",
+    "xlm-roberta-base": "FacebookAI/xlm-roberta-base",
+    "xlm-roberta-large": "FacebookAI/xlm-roberta-large",
+    "electra-small": "google/electra-small-discriminator",
+    "electra-base": "google/electra-base-discriminator",
+    "electra-large": "google/electra-large-discriminator",
+    "distil": "distilbert/distilbert-base-uncased",
+    "distil-cased": "distilbert/distilbert-base-cased",
+}
+
+
 @options
 class Bert(HFModel):
     """Encoders of the types bert, roberta, xlm-roberta, electra and distilbert.
@@ -37,6 +58,7 @@ class Bert(HFModel):
     """
 
     model_types: ClassVar[tuple[str, ...]] = ("bert", "roberta", "xlm-roberta", "electra", "distilbert")
+    sizes: ClassVar[Mapping[str, str]] = SIZES
     heads: ClassVar[tuple[str, ...]] = ("masked-lm", *CLASSIFY)
     drawn_heads: ClassVar[tuple[str, ...]] = CLASSIFY
     leftovers: ClassVar[tuple[str, ...]] = OTHERS

@@ -9,6 +9,25 @@ from ftcore import options
 from ftcore.families import HFModel
 
 BLOCK = "transformer.h.*"
+SIZES: Mapping[str, str] = {
+    "560m": "bigscience/bloom-560m",
+    "1.1b": "bigscience/bloom-1b1",
+    "1.7b": "bigscience/bloom-1b7",
+    "3b": "bigscience/bloom-3b",
+    "7.1b": "bigscience/bloom-7b1",
+    "176b": "bigscience/bloom",
+    "z-560m": "bigscience/bloomz-560m",
+    "z-1.1b": "bigscience/bloomz-1b1",
+    "z-1.7b": "bigscience/bloomz-1b7",
+    "z-3b": "bigscience/bloomz-3b",
+    "z-7.1b": "bigscience/bloomz-7b1",
+    "z-176b": "bigscience/bloomz",
+    "389m-zh": "Langboat/bloom-389m-zh",
+    "800m-zh": "Langboat/bloom-800m-zh",
+    "1.4b-zh": "Langboat/bloom-1b4-zh",
+    "2.5b-zh": "Langboat/bloom-2b5-zh",
+    "6.4b-zh": "Langboat/bloom-6b4-zh",
+}
 
 
 @options
@@ -16,6 +35,7 @@ class Bloom(HFModel):
     """Decoders of the type bloom, whose q, k and v are one projection."""
 
     model_types: ClassVar[tuple[str, ...]] = ("bloom",)
+    sizes: ClassVar[Mapping[str, str]] = SIZES
     unpackable: ClassVar[str] = "its attention adds a bias by distance (ALiBi) and takes no borders between rows"
     roles: ClassVar[Mapping[str, str]] = {
         "block": BLOCK,

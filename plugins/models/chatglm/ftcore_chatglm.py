@@ -172,11 +172,28 @@ def _member(fields: Fields) -> str:
     return found[0]
 
 
+SIZES: Mapping[str, str] = {
+    "3-6b": "THUDM/chatglm3-6b",
+    "3-6b-base": "THUDM/chatglm3-6b-base",
+    "3-6b-32k": "THUDM/chatglm3-6b-32k",
+    "2-6b": "THUDM/chatglm2-6b",
+    "2-6b-32k": "THUDM/chatglm2-6b-32k",
+    "9b": "THUDM/glm-4-9b",
+    "9b-chat": "THUDM/glm-4-9b-chat",
+    "9b-chat-1m": "THUDM/glm-4-9b-chat-1m",
+    "9b-hf": "THUDM/glm-4-9b-hf",
+    "9b-chat-hf": "THUDM/glm-4-9b-chat-hf",
+    "9b-0414": "THUDM/GLM-4-9B-0414",
+    "32b-0414": "THUDM/GLM-4-32B-0414",
+}
+
+
 @options
 class ChatGLM(HFModel):
     """ChatGLM2, ChatGLM3 and GLM-4-9b as first published, which become Glm's while they are read, and Glm itself."""
 
     model_types: ClassVar[tuple[str, ...]] = ("glm", "glm4")
+    sizes: ClassVar[Mapping[str, str]] = SIZES
     originals: ClassVar[tuple[Original, ...]] = tuple(MEMBERS.values())
     roles: ClassVar[Mapping[str, str]] = {
         **LLAMA_ROLES,

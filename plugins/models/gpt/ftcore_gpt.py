@@ -11,6 +11,25 @@ from ftcore.families import HFModel
 H, NEOX = "transformer.h.*", "gpt_neox.layers.*"
 FUSED = f"{H}.attn.c_attn {NEOX}.attention.query_key_value"
 NO_BORDERS = "its attention takes no borders between rows"
+SIZES: Mapping[str, str] = {
+    "124m": "openai-community/gpt2",
+    "355m": "openai-community/gpt2-medium",
+    "774m": "openai-community/gpt2-large",
+    "1.5b": "openai-community/gpt2-xl",
+    "neo-125m": "EleutherAI/gpt-neo-125m",
+    "neo-1.3b": "EleutherAI/gpt-neo-1.3B",
+    "neo-2.7b": "EleutherAI/gpt-neo-2.7B",
+    "j-6b": "EleutherAI/gpt-j-6b",
+    "neox-20b": "EleutherAI/gpt-neox-20b",
+    "pythia-70m": "EleutherAI/pythia-70m",
+    "pythia-160m": "EleutherAI/pythia-160m",
+    "pythia-410m": "EleutherAI/pythia-410m",
+    "pythia-1b": "EleutherAI/pythia-1b",
+    "pythia-1.4b": "EleutherAI/pythia-1.4b",
+    "pythia-2.8b": "EleutherAI/pythia-2.8b",
+    "pythia-6.9b": "EleutherAI/pythia-6.9b",
+    "pythia-12b": "EleutherAI/pythia-12b",
+}
 
 
 @options
@@ -18,6 +37,7 @@ class GPT(HFModel):
     """Decoders of the types gpt2 and gpt_neox, whose q, k and v are one projection, and gpt_neo and gptj."""
 
     model_types: ClassVar[tuple[str, ...]] = ("gpt2", "gpt_neo", "gptj", "gpt_neox")
+    sizes: ClassVar[Mapping[str, str]] = SIZES
     tiny: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "gpt_neo": {"num_hidden_layers": 3, "attention_types": [[["global", "local", "global"], 1]], "window_size": 8},
         "gptj": {"rotary_dim": 4},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -121,11 +122,34 @@ def _tokenizer(folder: Path, fields: Fields) -> PreTrainedTokenizerBase:
     return from_sentencepiece(file, specials)
 
 
+SIZES: Mapping[str, str] = {
+    "7b": "internlm/internlm2_5-7b",
+    "7b-chat": "internlm/internlm2_5-7b-chat",
+    "1.8b": "internlm/internlm2_5-1_8b",
+    "1.8b-chat": "internlm/internlm2_5-1_8b-chat",
+    "20b": "internlm/internlm2_5-20b",
+    "20b-chat": "internlm/internlm2_5-20b-chat",
+    "7b-chat-1m": "internlm/internlm2_5-7b-chat-1m",
+    "3-8b-chat": "internlm/internlm3-8b-instruct",
+    "2-1.8b": "internlm/internlm2-1_8b",
+    "2-1.8b-chat": "internlm/internlm2-chat-1_8b",
+    "2-7b": "internlm/internlm2-7b",
+    "2-7b-chat": "internlm/internlm2-chat-7b",
+    "2-20b": "internlm/internlm2-20b",
+    "2-20b-chat": "internlm/internlm2-chat-20b",
+    "1-7b": "internlm/internlm-7b",
+    "1-7b-chat": "internlm/internlm-chat-7b",
+    "1-20b": "internlm/internlm-20b",
+    "1-20b-chat": "internlm/internlm-chat-20b",
+}
+
+
 @options
 class InternLM(HFModel):
     """InternLM, InternLM2, InternLM2.5 and InternLM3, whose checkpoints become Llama's while they are read."""
 
     model_types: ClassVar[tuple[str, ...]] = ("llama",)
+    sizes: ClassVar[Mapping[str, str]] = SIZES
     originals: ClassVar[tuple[Original, ...]] = (
         Original("internlm", _config, lambda fields: NATIVE_NAMES, _tokenizer, stops=("<eoa>",)),
         Original("internlm2", _config, _second_rules, _tokenizer, stops=("<|im_end|>",)),

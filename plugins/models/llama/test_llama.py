@@ -57,11 +57,6 @@ def test_what_does_not_fit_is_refused_by_name(checkpoint: Callable[..., Path], t
         ftcore.load("llama", checkpoint=folder)
 
 
-def test_no_checkpoint_is_refused_because_there_is_no_starter() -> None:
-    with pytest.raises(ftcore.Refused, match=r"ships no starter; name base weights with --checkpoint"):
-        ftcore.load("llama")
-
-
 def test_the_published_weights_read_stories_as_well_as_their_source_says() -> None:
     """SOURCE.md: 1.407 nats a token over the first 100 stories, 1.394 over the held-out ones."""
     for weights, text in STORIES:

@@ -9,6 +9,16 @@ from ftcore import options
 from ftcore.families import HFModel
 
 LAYER = "model.decoder.layers.*"
+SIZES: Mapping[str, str] = {
+    "125m": "facebook/opt-125m",
+    "350m": "facebook/opt-350m",
+    "1.3b": "facebook/opt-1.3b",
+    "2.7b": "facebook/opt-2.7b",
+    "6.7b": "facebook/opt-6.7b",
+    "13b": "facebook/opt-13b",
+    "30b": "facebook/opt-30b",
+    "66b": "facebook/opt-66b",
+}
 
 
 @options
@@ -16,6 +26,7 @@ class OPT(HFModel):
     """Decoders of the type opt, from 125M to 66B."""
 
     model_types: ClassVar[tuple[str, ...]] = ("opt",)
+    sizes: ClassVar[Mapping[str, str]] = SIZES
     tiny: ClassVar[Mapping[str, Mapping[str, int]]] = {"opt": {"ffn_dim": 64, "word_embed_proj_dim": 32}}
     roles: ClassVar[Mapping[str, str]] = {
         "block": LAYER,

@@ -9,6 +9,17 @@ from ftcore import options
 from ftcore.families import LLAMA_ROLES, HFModel
 
 FUSED = "transformer.h.*.attn.c_attn"
+SIZES: Mapping[str, str] = {
+    "3b": "bigcode/starcoder2-3b",
+    "7b": "bigcode/starcoder2-7b",
+    "15b": "bigcode/starcoder2-15b",
+    "1-1b": "bigcode/starcoderbase-1b",
+    "1-3b": "bigcode/starcoderbase-3b",
+    "1-7b": "bigcode/starcoderbase-7b",
+    "1-15b": "bigcode/starcoderbase",
+    "1-15b-python": "bigcode/starcoder",
+    "santa-1.1b": "bigcode/gpt_bigcode-santacoder",
+}
 
 
 @options
@@ -16,6 +27,7 @@ class StarCoder(HFModel):
     """Decoders of the types gpt_bigcode, whose q, k and v are one projection, and starcoder2."""
 
     model_types: ClassVar[tuple[str, ...]] = ("gpt_bigcode", "starcoder2")
+    sizes: ClassVar[Mapping[str, str]] = SIZES
     roles: ClassVar[Mapping[str, str]] = {
         "block": "transformer.h.* model.layers.*",
         **{f"attention.{of}": f"{FUSED} model.layers.*.self_attn.{of}_proj" for of in "qkv"},

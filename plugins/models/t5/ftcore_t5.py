@@ -15,6 +15,32 @@ STACK = "*coder.block.*"
 ATTENTION, MLP = f"{STACK}.layer.*.*Attention", f"{STACK}.layer.*.DenseReluDense"
 SHAPE = {"d_model": 32, "d_ff": 64, "d_kv": 8, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 4}
 TINY = {**SHAPE, "decoder_start_token_id": 0}
+SIZES: Mapping[str, str] = {
+    "small": "google-t5/t5-small",
+    "base": "google-t5/t5-base",
+    "large": "google-t5/t5-large",
+    "3b": "google-t5/t5-3b",
+    "11b": "google-t5/t5-11b",
+    "1.1-small": "google/t5-v1_1-small",
+    "1.1-base": "google/t5-v1_1-base",
+    "1.1-large": "google/t5-v1_1-large",
+    "1.1-xl": "google/t5-v1_1-xl",
+    "1.1-xxl": "google/t5-v1_1-xxl",
+    "flan-small": "google/flan-t5-small",
+    "flan-base": "google/flan-t5-base",
+    "flan-large": "google/flan-t5-large",
+    "flan-xl": "google/flan-t5-xl",
+    "flan-xxl": "google/flan-t5-xxl",
+    "mt5-small": "google/mt5-small",
+    "mt5-base": "google/mt5-base",
+    "mt5-large": "google/mt5-large",
+    "mt5-xl": "google/mt5-xl",
+    "mt5-xxl": "google/mt5-xxl",
+    "umt5-small": "google/umt5-small",
+    "umt5-base": "google/umt5-base",
+    "umt5-xl": "google/umt5-xl",
+    "umt5-xxl": "google/umt5-xxl",
+}
 
 
 @options
@@ -22,6 +48,7 @@ class T5(HFModel):
     """Encoder-decoders of the types t5, mt5 and umt5."""
 
     model_types: ClassVar[tuple[str, ...]] = ("t5", "mt5", "umt5")
+    sizes: ClassVar[Mapping[str, str]] = SIZES
     heads: ClassVar[tuple[str, ...]] = ("seq2seq-lm",)
     unpackable: ClassVar[str] = "a row is read in one stack and written in another, and positions are biases"
     tiny: ClassVar[Mapping[str, Mapping[str, int]]] = dict.fromkeys(model_types, TINY)

@@ -741,6 +741,20 @@ class LoadsAnything(Sound):
 
 
 @options
+class ForgetsItsSizes(Sound):
+    """It has a usual checkpoint and does not ask for it."""
+
+    sizes: ClassVar[Mapping[str, str]] = {"1b": "makers/model-1b"}
+
+    @hookimpl
+    def load_model(self, run: Run, kwargs: Mapping[str, Any]) -> Loaded:
+        """The checkpoint that is named."""
+        if run.settings.checkpoint is None:
+            raise Refused("no checkpoint is named; name one with --checkpoint")
+        return super().load_model(run, kwargs)
+
+
+@options
 class PlansWithWeights(Sound):
     """Its plans are real."""
 

@@ -34,6 +34,7 @@ BROKEN = [
     Broken("a template without the last stop", m.ForgetsTheLastStop(), "check_template_leaves_an_exact_mask"),
     Broken("a template that joins answers on", m.JoinsPromptAndAnswer(), "check_template_leaves_an_exact_mask"),
     Broken("loads something without a checkpoint", m.LoadsAnything(), "check_starter_stands_in"),
+    Broken("does not ask for its usual size", m.ForgetsItsSizes(), "check_starter_stands_in"),
     Broken("plans with real weights", m.PlansWithWeights(), "check_plan_needs_no_weights"),
     Broken("plans lack roles", m.PlansWithoutParts(), "check_plan_needs_no_weights"),
     Broken("plans take the model's memory", m.PlansByTheWay(), "check_plan_needs_no_memory"),

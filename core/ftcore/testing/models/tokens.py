@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from ftcore.hooks import Loaded
 from ftcore.testing.kit import Bench, Failed, bench_of
@@ -289,19 +290,14 @@ def _mask(found: Loaded, text: str, regions: Sequence[tuple[int, int]], what: st
 
 
 def check_starter_stands_in(plugin: object, bench: Bench | None = None) -> None:
-    """Without a checkpoint the built-in starter loads and says so, and a family that has none says that."""
+    """Without a checkpoint the built-in starter loads and says so; a family without says that, or asks for a size."""
     import torch
-
-    from ftcore.errors import Refused
 
     bench = bench_of("model", plugin, bench)
     head = cases(bench)[0].head
     if not getattr(bench.plugin, "starter", None):
-        try:
-            load(bench, None, head)
-        except Refused:
-            return
-        raise Failed("it declares no 'starter' and loads something when no checkpoint is named; refuse that")
+        _without_a_starter(bench, head)
+        return
     heard: list[str] = []
     found = load(bench, None, head, say=heard.append)
     if not heard:
@@ -310,3 +306,24 @@ def check_starter_stands_in(plugin: object, bench: Bench | None = None) -> None:
         raise Failed(f"the starter loads with Loaded.checkpoint '{found.checkpoint}'; give the starter's own path")
     if not torch.isfinite(answer(found.model, questions(found.model, head)["a batch"])).all():
         raise Failed("the starter answers with no numbers; ship other weights")
+
+
+def _without_a_starter(bench: Bench, head: str) -> None:
+    """Without a checkpoint it refuses, and where it declares sizes for the reason that the hub did not give the first.
+
+    Nothing is fetched: the hub gives nothing here.
+    """
+    import huggingface_hub
+
+    from ftcore.errors import Refused
+
+    usual = next(iter(getattr(bench.plugin, "sizes", {}).values()), "")
+    silent = patch.object(huggingface_hub, "snapshot_download", side_effect=OSError("a check fetches nothing"))
+    try:
+        with silent:
+            load(bench, None, head)
+    except Refused as refused:
+        if usual not in str(refused):
+            raise Failed(f"it declares 'sizes' and does not ask for the first, '{usual}', unnamed; do that") from None
+        return
+    raise Failed("it declares no 'starter' and loads something when no checkpoint is named; refuse that")

@@ -126,11 +126,23 @@ def _member(fields: Fields) -> str:
     return "baichuan2-13b" if fields.get("vocab_size") == SECOND_VOCABULARY else "baichuan-13b"
 
 
+SIZES: Mapping[str, str] = {
+    "7b": "baichuan-inc/Baichuan2-7B-Base",
+    "7b-chat": "baichuan-inc/Baichuan2-7B-Chat",
+    "13b": "baichuan-inc/Baichuan2-13B-Base",
+    "13b-chat": "baichuan-inc/Baichuan2-13B-Chat",
+    "1-7b": "baichuan-inc/Baichuan-7B",
+    "1-13b": "baichuan-inc/Baichuan-13B-Base",
+    "1-13b-chat": "baichuan-inc/Baichuan-13B-Chat",
+}
+
+
 @options
 class Baichuan(HFModel):
     """Baichuan and Baichuan2, 7B and 13B, which become Llama's while they are read, with ALiBi where they have it."""
 
     model_types: ClassVar[tuple[str, ...]] = ("llama", "alibi_llama")
+    sizes: ClassVar[Mapping[str, str]] = SIZES
     originals: ClassVar[tuple[Original, ...]] = tuple(MEMBERS.values())
     excused: ClassVar[Mapping[str, str]] = {
         "check_keywords_reach_the_model": "one attention alone knows the bias of alibi_llama, so it takes no other"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -79,11 +80,73 @@ def _first_note(fields: Fields) -> str:
     )
 
 
+SIZES: Mapping[str, str] = {
+    "0.5b": "Qwen/Qwen2.5-0.5B",
+    "0.5b-chat": "Qwen/Qwen2.5-0.5B-Instruct",
+    "1.5b": "Qwen/Qwen2.5-1.5B",
+    "1.5b-chat": "Qwen/Qwen2.5-1.5B-Instruct",
+    "3b": "Qwen/Qwen2.5-3B",
+    "3b-chat": "Qwen/Qwen2.5-3B-Instruct",
+    "7b": "Qwen/Qwen2.5-7B",
+    "7b-chat": "Qwen/Qwen2.5-7B-Instruct",
+    "14b": "Qwen/Qwen2.5-14B",
+    "14b-chat": "Qwen/Qwen2.5-14B-Instruct",
+    "32b": "Qwen/Qwen2.5-32B",
+    "32b-chat": "Qwen/Qwen2.5-32B-Instruct",
+    "72b": "Qwen/Qwen2.5-72B",
+    "72b-chat": "Qwen/Qwen2.5-72B-Instruct",
+    "3-0.6b": "Qwen/Qwen3-0.6B-Base",
+    "3-0.6b-chat": "Qwen/Qwen3-0.6B",
+    "3-1.7b": "Qwen/Qwen3-1.7B-Base",
+    "3-1.7b-chat": "Qwen/Qwen3-1.7B",
+    "3-4b": "Qwen/Qwen3-4B-Base",
+    "3-4b-chat": "Qwen/Qwen3-4B",
+    "3-8b": "Qwen/Qwen3-8B-Base",
+    "3-8b-chat": "Qwen/Qwen3-8B",
+    "3-14b": "Qwen/Qwen3-14B-Base",
+    "3-14b-chat": "Qwen/Qwen3-14B",
+    "3-32b-chat": "Qwen/Qwen3-32B",
+    "2-0.5b": "Qwen/Qwen2-0.5B",
+    "2-0.5b-chat": "Qwen/Qwen2-0.5B-Instruct",
+    "2-1.5b": "Qwen/Qwen2-1.5B",
+    "2-1.5b-chat": "Qwen/Qwen2-1.5B-Instruct",
+    "2-7b": "Qwen/Qwen2-7B",
+    "2-7b-chat": "Qwen/Qwen2-7B-Instruct",
+    "2-72b": "Qwen/Qwen2-72B",
+    "2-72b-chat": "Qwen/Qwen2-72B-Instruct",
+    "1.5-0.5b": "Qwen/Qwen1.5-0.5B",
+    "1.5-0.5b-chat": "Qwen/Qwen1.5-0.5B-Chat",
+    "1.5-1.8b": "Qwen/Qwen1.5-1.8B",
+    "1.5-1.8b-chat": "Qwen/Qwen1.5-1.8B-Chat",
+    "1.5-4b": "Qwen/Qwen1.5-4B",
+    "1.5-4b-chat": "Qwen/Qwen1.5-4B-Chat",
+    "1.5-7b": "Qwen/Qwen1.5-7B",
+    "1.5-7b-chat": "Qwen/Qwen1.5-7B-Chat",
+    "1.5-14b": "Qwen/Qwen1.5-14B",
+    "1.5-14b-chat": "Qwen/Qwen1.5-14B-Chat",
+    "1.5-32b": "Qwen/Qwen1.5-32B",
+    "1.5-32b-chat": "Qwen/Qwen1.5-32B-Chat",
+    "1.5-72b": "Qwen/Qwen1.5-72B",
+    "1.5-72b-chat": "Qwen/Qwen1.5-72B-Chat",
+    "1.5-110b": "Qwen/Qwen1.5-110B",
+    "1.5-110b-chat": "Qwen/Qwen1.5-110B-Chat",
+    "1-1.8b": "Qwen/Qwen-1_8B",
+    "1-1.8b-chat": "Qwen/Qwen-1_8B-Chat",
+    "1-7b": "Qwen/Qwen-7B",
+    "1-7b-chat": "Qwen/Qwen-7B-Chat",
+    "1-14b": "Qwen/Qwen-14B",
+    "1-14b-chat": "Qwen/Qwen-14B-Chat",
+    "1-72b": "Qwen/Qwen-72B",
+    "1-72b-chat": "Qwen/Qwen-72B-Chat",
+}
+
+
 @options
 class Qwen(HFModel):
     """Dense decoders of the types qwen2 and qwen3, and the first Qwen's, which become Qwen2's while they are read."""
 
     model_types: ClassVar[tuple[str, ...]] = ("qwen2", "qwen3")
+    sizes: ClassVar[Mapping[str, str]] = SIZES
     starter: ClassVar[Path | None] = Path(__file__).parent / "starter"
     originals: ClassVar[tuple[Original, ...]] = (
         Original(
