@@ -1,0 +1,97 @@
+"""XLNet checkpoints load whole, answer as plain transformers does, and get a head where they have another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import ftcore
+import pytest
+import torch
+from ftcore.families import HEADS, UNLIMITED
+from ftcore.hooks import Intent, Loaded, Run
+from ftcore.seeds import seeded
+from ftcore.settings import Settings
+from ftcore.testing import model_checks
+from ftcore.testing.methods.properties import Exercise, head_fields
+from ftcore.testing.stage import tiny_checkpoint
+from ftcore_bitfit import BitFit
+from ftcore_full import Full
+from ftcore_xlnet import IDLE, XLNet
+from safetensors.torch import load_file
+
+
+def tiny(head: str) -> Path:
+    """A random two-layer checkpoint with that head."""
+    return tiny_checkpoint("xlnet", head, **XLNet.tiny["xlnet"])
+
+
+def loaded(folder: Path, head: str, said: list[str] | None = None, intent: Intent = "train") -> Loaded:
+    """What the family makes of a checkpoint for a task with this head."""
+    told = [] if said is None else said
+    with seeded(0, "test"):
+        return XLNet().load_model(Run(Settings(checkpoint=str(folder)), intent, head, say=told.append), {})
+
+
+@pytest.mark.parametrize("head", XLNet.heads)
+def test_a_checkpoint_answers_as_plain_transformers_with_segments_and_without(head: str) -> None:
+    import transformers
+
+    found = loaded(tiny(head), head)
+    plain = getattr(transformers, HEADS[head]).from_pretrained(tiny(head))
+    assert type(found.model) is type(plain)
+    assert found.max_positions == UNLIMITED
+    ids = torch.arange(5, 65).reshape(2, 30)
+    for segments in ({}, {"token_type_ids": (torch.arange(30) > 9).long().expand(2, -1)}):
+        with torch.no_grad():
+            answers, wanted = (model.eval()(ids, **segments)[0] for model in (found.model, plain))
+        assert torch.allclose(answers, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("intent", ["train", "plan"])
+def test_every_weight_is_in_a_part_and_what_takes_no_part_is_no_weight(intent: Intent) -> None:
+    head = "token-classification"
+    model = loaded(tiny(head), head, intent=intent).model
+    parts = loaded(tiny(head), head, intent=intent).parts
+    named = {name for role, names in parts.items() if role != "block" for name in names}
+    assert named == {name for name, module in model.named_modules() if module._parameters}
+    assert len(parts["block"]) == len(parts["relative_attention"]) == 2
+    assert {name.rpartition(".")[2] for name, _ in model.named_buffers()} == set(IDLE)
+    assert model.state_dict().keys() == load_file(tiny(head) / "model.safetensors").keys()
+
+
+@pytest.mark.parametrize(
+    "method", [Full(), BitFit(), BitFit(parts=("relative_attention",))], ids=["full", "all", "one"]
+)
+def test_methods_that_train_a_models_own_tensors_train_those_that_take_part(method: object, tmp_path: Path) -> None:
+    head = "token-classification"
+    checkpoint = tiny_checkpoint("xlnet", head, **head_fields(head), **XLNet.tiny["xlnet"])
+    keys = {"method": method, "task": Exercise(head=head), "model": "xlnet", "checkpoint": checkpoint}
+    done = ftcore.run(output=tmp_path / "run", steps=2, **keys)
+    trained = load_file(done.output / "adapter_model.safetensors")
+    assert trained
+    assert not [name for name in trained if name.endswith(IDLE)]
+
+
+def test_a_published_checkpoint_gets_the_head_asked_for() -> None:
+    """What is published has the head of a language model."""
+    published, said = tiny("causal-lm"), list[str]()
+    one, other = loaded(published, "question-answering", said), loaded(published, "question-answering")
+    assert "the checkpoint has no head for question-answering: a new one is drawn (qa_outputs)" in said
+    assert "2 tensors of the checkpoint have no use here and are left out (lm_loss)" in said
+    state, stored = one.model.state_dict(), load_file(published / "model.safetensors")
+    assert all(torch.equal(tensor, stored[name]) for name, tensor in state.items() if name.startswith("transformer."))
+    assert torch.equal(one.model.qa_outputs.weight, other.model.qa_outputs.weight)
+
+
+def test_what_does_not_fit_is_refused_by_name() -> None:
+    with pytest.raises(ftcore.Refused, match=r"is of type 'llama', and this family loads xlnet"):
+        loaded(tiny_checkpoint("llama"), "token-classification")
+    settings = Settings(checkpoint=str(tiny("token-classification")), gradient_checkpointing=True)
+    with pytest.raises(ftcore.Refused, match="xlnet cannot recompute activations; leave gradient_checkpointing out"):
+        XLNet().load_model(Run(settings, "train", "token-classification"), {})
+
+
+@model_checks(XLNet())
+def test_it_keeps_the_contract(check: Callable[[], None]) -> None:
+    check()
