@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import ftcore
 import pytest
 import torch
+from ftcore.batches import TokenRow
 from ftcore.families import HEADS, HFModel
 from ftcore.hooks import Intent, Loaded, Run
 from ftcore.settings import Settings
@@ -70,6 +71,16 @@ def difference(one: Any, other: Any) -> float:
     """The largest difference of the answers of two models."""
     with torch.no_grad():
         return float((one(IDS).logits - other(IDS).logits).abs().max())
+
+
+def cost_alone(plain: Any, rows: Sequence[TokenRow]) -> float:
+    """What transformers' own loss says of rows one by one, summed over their supervised tokens."""
+    total = 0.0
+    with torch.no_grad():
+        for row in rows:
+            ids, labels = (torch.from_numpy(one[None].astype("int64")) for one in (row.input_ids, row.labels))
+            total += float(plain(input_ids=ids, labels=labels).loss) * row.supervised
+    return total
 
 
 def refuses_another_type(family: HFModel, folder: Path, loads: str, head: str = "causal-lm") -> None:

@@ -71,14 +71,14 @@ def test_an_original_loads_plans_and_converts_beside_code_that_never_runs(
     trap(folder, marker)
     loaded = ftcore.load(member.family, checkpoint=folder, **member.options)
     assert type(loaded.model) is type(model)
-    assert difference(loaded.model, model) < 1e-5
+    assert difference(loaded.model, model) < 1e-6
     assert type(loaded.tokenizer).__module__.startswith("transformers.")
     keys = {"model": member.plugin, "checkpoint": folder, "data": story, "max_length": 64}
     assert ftcore.plan(method="lora", task="pretrain", **keys).refused is None
     converted = ftcore.convert(folder, model=member.family, output=tmp_path / "plain", **member.options)
     assert not list(converted.glob("*.py"))
     assert "auto_map" not in (converted / "config.json").read_text(encoding="utf-8")
-    assert difference(ftcore.load(member.family, checkpoint=converted).model, model) < 1e-5
+    assert difference(ftcore.load(member.family, checkpoint=converted).model, model) < 1e-6
     assert not marker.exists()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -12,15 +11,13 @@ import ftcore
 import pytest
 import torch
 from click.testing import CliRunner
+from family_facts import difference
 from ftcore.cli import cli
 from ftcore.testing import model_checks
 from ftcore_baichuan import Baichuan
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import normalize
-
-TRAP = "from pathlib import Path\nPath({marker!r}).write_text('it ran')\n"
-IDS = torch.arange(5, 65).reshape(2, 30)
 
 
 def plain(heads: int = 4, *, alibi: bool = False) -> Any:
@@ -62,12 +59,6 @@ def original(model: Any) -> dict[str, Tensor]:
         state[f"{attention}.W_pack.weight"] = torch.cat([state.pop(f"{attention}.{n}_proj.weight") for n in "qkv"])
         state[f"{attention}.rotary_emb.inv_freq"] = torch.ones(4)
     return state
-
-
-def difference(one: Any, other: Any) -> float:
-    """The largest difference of the answers of two models."""
-    with torch.no_grad():
-        return float((one(IDS).logits - other(IDS).logits).abs().max())
 
 
 def test_a_checkpoint_answers_as_the_llama_it_was_made_of(form: str, written: Callable[..., Path]) -> None:
@@ -152,18 +143,6 @@ def test_a_tensor_that_does_not_fit_is_refused_by_name(
     tensors |= {} if shape is None else {name: torch.zeros(shape)}
     with pytest.raises(ftcore.Refused, match=said):
         ftcore.load("baichuan", checkpoint=written(fields(model), tensors))
-
-
-def test_no_code_of_a_checkpoint_runs(written: Callable[..., Path], tmp_path: Path) -> None:
-    model, marker = plain(), tmp_path / "marker"
-    auto = {"AutoConfig": "configuration_trap.Trap", "AutoModelForCausalLM": "modeling_trap.Trap"}
-    folder = written(fields(model, auto_map=auto, architectures=["BaiChuanForCausalLM"]), original(model))
-    for module in ("modeling_trap", "configuration_trap", "tokenization_trap"):
-        (folder / f"{module}.py").write_text(TRAP.format(marker=str(marker)))
-    slow = {"auto_map": {"AutoTokenizer": ["tokenization_trap.Trap", None]}}
-    (folder / "tokenizer_config.json").write_text(json.dumps(slow))
-    assert difference(ftcore.load("baichuan", checkpoint=folder).model, model) < 1e-6
-    assert not marker.exists()
 
 
 def test_its_tokenizer_chats_as_its_makers_say(written: Callable[..., Path], pieces: Callable[..., bytes]) -> None:

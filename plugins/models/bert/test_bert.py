@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import ftcore
 import pytest
 import torch
-from ftcore.families import HEADS
+from family_facts import answers_as_plain_transformers, numbers, planned, refuses_another_type, same_tensors
 from ftcore.hooks import Loaded, Run
 from ftcore.seeds import seeded
 from ftcore.settings import Settings
@@ -32,7 +31,7 @@ PUBLISHED: dict[str, tuple[dict[str, Any], int]] = {
 }
 
 
-def loaded(folder: Path, head: str, intent: Any = "train", said: list[str] | None = None) -> Loaded:
+def made(folder: Path, head: str, intent: Any = "train", said: list[str] | None = None) -> Loaded:
     """What the family makes of a checkpoint for a task with this head."""
     told = [] if said is None else said
     with seeded(0, "test"):
@@ -47,30 +46,22 @@ def tiny(kind: str, head: str, **fields: Any) -> Path:
 @pytest.mark.parametrize("kind", Bert.model_types)
 @pytest.mark.parametrize("head", Bert.heads)
 def test_a_checkpoint_answers_as_plain_transformers(kind: str, head: str) -> None:
-    import transformers
-
-    folder = tiny(kind, head)
-    found, plain = loaded(folder, head), getattr(transformers, HEADS[head]).from_pretrained(folder)
-    assert type(found.model) is type(plain)
-    ids = torch.arange(5, 65).reshape(2, 30)
-    with torch.no_grad():
-        assert torch.allclose(found.model.eval()(ids)[0], plain.eval()(ids)[0], atol=1e-5)
+    answers_as_plain_transformers(Bert(), tiny(kind, head), head)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_sizes_have_as_many_numbers_as_their_weights(name: str, tmp_path: Path) -> None:
-    fields, numbers = PUBLISHED[name]
-    (tmp_path / "config.json").write_text(json.dumps(fields), encoding="utf-8")
-    planned = loaded(tmp_path, "masked-lm", "plan")
-    assert sum(parameter.numel() for parameter in planned.model.parameters()) == numbers
-    assert planned.max_positions == 512
+    fields, wanted = PUBLISHED[name]
+    found = planned(Bert(), fields, tmp_path, "masked-lm")
+    assert numbers(found) == wanted
+    assert found.max_positions == 512
 
 
 @pytest.mark.parametrize("kind", Bert.model_types)
 @pytest.mark.parametrize("head", CLASSIFY)
 def test_a_checkpoint_with_another_head_gets_the_one_asked_for(kind: str, head: str) -> None:
     published, said = tiny(kind, "masked-lm"), list[str]()
-    found, again = loaded(published, head, said=said), loaded(published, head)
+    found, again = made(published, head, said=said), made(published, head)
     assert any(f"no head for {head}: a new one is drawn" in line for line in said)
     assert any("no use here and" in line for line in said)
     stored, state = load_file(published / "model.safetensors"), found.model.state_dict()
@@ -96,9 +87,8 @@ def test_bert_as_it_was_published_is_read_for_masked_words_and_for_classes(tmp_p
         "cls.seq_relationship.bias": torch.zeros(2),
     }
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    wanted, found = (loaded(place, "masked-lm").model.state_dict() for place in (native, folder))
-    assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
-    pooler = loaded(folder, "sequence-classification").model.bert.pooler.dense.weight
+    assert same_tensors(Bert(), native, folder, "masked-lm")
+    pooler = made(folder, "sequence-classification").model.bert.pooler.dense.weight
     assert torch.equal(pooler, tensors["bert.pooler.dense.weight"])
 
 
@@ -108,11 +98,10 @@ def test_half_a_head_and_a_missing_language_head_are_refused(tmp_path: Path) -> 
     del tensors["classifier.bias"]
     save_file(tensors, half / "model.safetensors", {"format": "pt"})
     with pytest.raises(ftcore.Refused, match=r"1 missing tensors, the first is 'classifier\.bias'"):
-        loaded(half, "token-classification")
+        made(half, "token-classification")
     with pytest.raises(ftcore.Refused, match=r"missing tensors, the first is 'cls\.predictions"):
-        loaded(tiny("bert", "token-classification"), "masked-lm")
-    with pytest.raises(ftcore.Refused, match=r"is of type 'llama', and this family loads bert, roberta"):
-        loaded(tiny_checkpoint("llama"), "masked-lm")
+        made(tiny("bert", "token-classification"), "masked-lm")
+    refuses_another_type(Bert(), tiny_checkpoint("llama"), "bert, roberta", "masked-lm")
 
 
 @model_checks(Bert())

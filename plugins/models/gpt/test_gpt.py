@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +10,15 @@ from typing import Any
 import ftcore
 import pytest
 import torch
-from ftcore.hooks import Run
-from ftcore.settings import Settings
+from family_facts import (
+    answers_as_plain_transformers,
+    loaded,
+    numbers,
+    outside_of_parts,
+    planned,
+    refuses_another_type,
+    same_tensors,
+)
 from ftcore.testing import model_checks
 from ftcore.testing.stage import tiny_checkpoint
 from ftcore_gpt import GPT
@@ -62,31 +68,21 @@ PUBLISHED: list[tuple[dict[str, Any], int]] = [
 @pytest.mark.parametrize("kind", GPT.model_types)
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_checkpoint_answers_as_plain_transformers(kind: str, tied: bool) -> None:
-    from transformers import AutoModelForCausalLM
-
-    folder = tiny_checkpoint(kind, tie_word_embeddings=tied, **GPT.tiny.get(kind, {}))
-    loaded, plain = ftcore.load("gpt", checkpoint=folder), AutoModelForCausalLM.from_pretrained(folder)
-    assert type(loaded.model) is type(plain)
-    ids = torch.arange(5, 65).reshape(2, 30)
-    with torch.no_grad():
-        assert torch.allclose(loaded.model(ids).logits, plain.eval()(ids).logits, atol=1e-5)
+    answers_as_plain_transformers(GPT(), tiny_checkpoint(kind, tie_word_embeddings=tied, **GPT.tiny.get(kind, {})))
 
 
-@pytest.mark.parametrize(("fields", "numbers"), PUBLISHED, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(("fields", "wanted"), PUBLISHED, ids=lambda value: str(value)[:40])
 def test_published_sizes_have_as_many_numbers_as_their_weights(
-    fields: dict[str, Any], numbers: int, tmp_path: Path
+    fields: dict[str, Any], wanted: int, tmp_path: Path
 ) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(fields), encoding="utf-8")
-    planned = GPT().load_model(Run(Settings(checkpoint=str(tmp_path)), "plan", "causal-lm"), {})
-    assert sum(parameter.numel() for parameter in planned.model.parameters()) == numbers
+    assert numbers(planned(GPT(), fields, tmp_path)) == wanted
 
 
 @pytest.mark.parametrize("kind", GPT.model_types)
 def test_every_weight_is_in_a_part_and_the_type_tells_how_rows_are_batched(kind: str) -> None:
-    loaded = ftcore.load("gpt", checkpoint=tiny_checkpoint(kind, **GPT.tiny.get(kind, {})))
-    named = {name for role, names in loaded.parts.items() if role != "block" for name in names}
-    assert {name for name, module in loaded.model.named_modules() if module._parameters} - named <= {"transformer.wpe"}
-    assert bool(loaded.unpackable) == (kind in ("gpt_neo", "gptj"))
+    found = loaded(GPT(), tiny_checkpoint(kind, **GPT.tiny.get(kind, {})))
+    assert outside_of_parts(found) <= {"transformer.wpe"}
+    assert bool(found.unpackable) == (kind in ("gpt_neo", "gptj"))
 
 
 @pytest.mark.parametrize("kind", GPT.model_types)
@@ -107,9 +103,7 @@ def test_files_as_they_were_published_load_whole(kind: str, tmp_path: Path) -> N
         published = name.replace("lm_head", "embed_out") if kind == "gpt_neox" else name
         tensors[published.removeprefix("transformer.") if kind == "gpt2" else published] = tensor
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    wanted, found = (ftcore.load("gpt", checkpoint=place).model.state_dict() for place in (native, folder))
-    assert wanted.keys() == found.keys()
-    assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+    assert same_tensors(GPT(), native, folder)
 
 
 def test_random_weights_are_asked_for_of_padded_types_too() -> None:
@@ -120,11 +114,8 @@ def test_random_weights_are_asked_for_of_padded_types_too() -> None:
     assert not torch.equal(*weights)
 
 
-def test_what_does_not_fit_is_refused_by_name() -> None:
-    with pytest.raises(
-        ftcore.Refused, match=r"is of type 'llama', and this family loads gpt2, gpt_neo, gptj, gpt_neox"
-    ):
-        ftcore.load("gpt", checkpoint=tiny_checkpoint("llama"))
+def test_a_checkpoint_of_another_type_is_refused_by_name() -> None:
+    refuses_another_type(GPT(), tiny_checkpoint("llama"), "gpt2, gpt_neo, gptj, gpt_neox")
 
 
 @model_checks(GPT())

@@ -10,14 +10,13 @@ from typing import Any
 import ftcore
 import pytest
 import torch
+from family_facts import difference
 from ftcore.cli import cli
 from ftcore.testing import model_checks
 from ftcore_internlm import InternLM
 from torch import Tensor
 
 HEADS, SHARED_BY, WIDTH = 4, 2, 8  # heads, heads to a key, numbers in a head
-TRAP = "from pathlib import Path\nPath({marker!r}).write_text('it ran')\n"
-IDS = torch.arange(5, 65).reshape(2, 30)
 
 
 def plain(**changes: Any) -> Any:
@@ -73,12 +72,6 @@ def second(model: Any) -> dict[str, Tensor]:
             new = new.replace(native, original)
         tensors[new] = tensor
     return tensors
-
-
-def difference(one: Any, other: Any) -> float:
-    """The largest difference of the answers of two models."""
-    with torch.no_grad():
-        return float((one(IDS).logits - other(IDS).logits).abs().max())
 
 
 def test_a_checkpoint_of_the_second_generation_answers_as_the_llama_it_was_made_of(
@@ -170,37 +163,6 @@ def test_a_lost_shard_and_no_weights_at_all_are_refused(written: Callable[..., P
     (folder / "model.safetensors").unlink()
     with pytest.raises(ftcore.Refused, match=r"there is neither model\.safetensors nor pytorch_model\.bin"):
         ftcore.load("internlm", checkpoint=folder)
-
-
-class Pickled:
-    """Unpickling it writes a marker."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Called by pickle."""
-        return (Path.touch, (self.marker,))
-
-
-def test_no_code_of_a_checkpoint_runs(written: Callable[..., Path], tmp_path: Path) -> None:
-    model, marker = plain(), tmp_path / "marker"
-    auto = {
-        "AutoConfig": "configuration_trap.Trap",
-        "AutoModel": "modeling_trap.Trap",
-        "AutoModelForCausalLM": "modeling_trap.Trap",
-    }
-    folder = written(fields(model, "internlm2", auto_map=auto), second(model))
-    for module in ("modeling_trap", "configuration_trap", "tokenization_trap"):
-        (folder / f"{module}.py").write_text(TRAP.format(marker=str(marker)))
-    slow = {"auto_map": {"AutoTokenizer": ["tokenization_trap.Trap", None]}, "tokenizer_class": "Trap"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(slow))
-    assert difference(ftcore.load("internlm", checkpoint=folder).model, model) < 1e-6
-    pickled = written(fields(model, "internlm2"), second(model), "pytorch_model.bin")
-    torch.save({**second(model), "trap": Pickled(marker)}, pickled / "pytorch_model.bin")
-    with pytest.raises(ftcore.Refused, match=r"cannot be read: not readable is pytorch_model\.bin"):
-        ftcore.load("internlm", checkpoint=pickled)
-    assert not marker.exists()
 
 
 @pytest.fixture

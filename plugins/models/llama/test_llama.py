@@ -9,10 +9,12 @@ from pathlib import Path
 import ftcore
 import pytest
 import torch
+from family_facts import answers_as_plain_transformers, loaded, outside_of_parts, refuses_another_type
 from ftcore.batches import token_loss
 from ftcore.hooks import Run
 from ftcore.settings import Settings
 from ftcore.testing import model_checks
+from ftcore.testing.stage import tiny_checkpoint
 from ftcore_llama import Llama
 from ftcore_pretrain import Pretrain
 from safetensors.torch import load_file, save_file
@@ -26,30 +28,19 @@ STORIES = [
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_a_checkpoint_answers_as_plain_transformers(tied: bool, checkpoint: Callable[..., Path]) -> None:
-    from transformers import AutoModelForCausalLM
-
-    folder = checkpoint("llama", tie_word_embeddings=tied)
-    loaded, plain = ftcore.load("llama", checkpoint=folder), AutoModelForCausalLM.from_pretrained(folder)
-    assert type(loaded.model) is type(plain)
-    ids = torch.arange(5, 65).reshape(2, 30)
-    with torch.no_grad():
-        assert torch.allclose(loaded.model(ids).logits, plain.eval()(ids).logits, atol=1e-5)
+def test_a_checkpoint_answers_as_plain_transformers(tied: bool) -> None:
+    answers_as_plain_transformers(Llama(), tiny_checkpoint("llama", tie_word_embeddings=tied))
 
 
-def test_every_part_names_modules_and_every_weight_is_in_a_part(checkpoint: Callable[..., Path]) -> None:
-    loaded = ftcore.load("llama", checkpoint=checkpoint("llama"))
-    modules = dict(loaded.model.named_modules())
-    assert all(name in modules for names in loaded.parts.values() for name in names)
-    named = {name for role, names in loaded.parts.items() if role != "block" for name in names}
-    assert named == {name for name, module in modules.items() if module._parameters}
-    assert len(loaded.parts["block"]) == len(loaded.parts["attention.q"]) == 2
+def test_every_part_names_modules_and_every_weight_is_in_a_part() -> None:
+    found = loaded(Llama(), tiny_checkpoint("llama"))
+    assert outside_of_parts(found) == set()
+    assert len(found.parts["block"]) == len(found.parts["attention.q"]) == 2
 
 
-def test_what_does_not_fit_is_refused_by_name(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
-    with pytest.raises(ftcore.Refused, match=r"is of type 'qwen2', and this family loads llama"):
-        ftcore.load("llama", checkpoint=checkpoint("qwen2"))
-    folder = Path(shutil.copytree(checkpoint("llama"), tmp_path / "base"))
+def test_what_does_not_fit_is_refused_by_name(tmp_path: Path) -> None:
+    refuses_another_type(Llama(), tiny_checkpoint("qwen2"), "llama")
+    folder = Path(shutil.copytree(tiny_checkpoint("llama"), tmp_path / "base"))
     tensors = load_file(folder / "model.safetensors")
     gone = tensors.pop("lm_head.weight")
     save_file({**tensors, "lm_tail.weight": gone}, folder / "model.safetensors", {"format": "pt"})
@@ -60,13 +51,13 @@ def test_what_does_not_fit_is_refused_by_name(checkpoint: Callable[..., Path], t
 def test_the_published_weights_read_stories_as_well_as_their_source_says() -> None:
     """SOURCE.md: 1.407 nats a token over the first 100 stories, 1.394 over the held-out ones."""
     for weights, text in STORIES:
-        loaded = ftcore.load("llama", checkpoint=weights)
+        found = ftcore.load("llama", checkpoint=weights)
         settings = Settings(data=(str(text),), eval_data=(str(text),))
-        data = Pretrain(eos=None).prepare_data(Run(settings, "train", "causal-lm"), loaded)
-        assert loaded.tokenizer.convert_ids_to_tokens(data.eval[0].input_ids[:1].tolist()) == ["<s>"]
+        data = Pretrain(eos=None).prepare_data(Run(settings, "train", "causal-lm"), found)
+        assert found.tokenizer.convert_ids_to_tokens(data.eval[0].input_ids[:1].tolist()) == ["<s>"]
         batches = [data.collate(data.eval[start : start + 10]) for start in range(0, 100, 10)]
         with torch.no_grad():
-            total = sum(float(token_loss(loaded.model, batch)) for batch in batches)
+            total = sum(float(token_loss(found.model, batch)) for batch in batches)
         assert 1.39 <= total / sum(batch.weight for batch in batches) <= 1.42
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,14 @@ from typing import Any
 import ftcore
 import pytest
 import torch
-from ftcore.hooks import Run
-from ftcore.settings import Settings
+from family_facts import (
+    answers_as_plain_transformers,
+    loaded,
+    numbers,
+    outside_of_parts,
+    planned,
+    refuses_another_type,
+)
 from ftcore.testing import model_checks
 from ftcore.testing.stage import tiny_checkpoint
 from ftcore_mistral import Mistral
@@ -51,33 +56,23 @@ PUBLISHED: list[tuple[dict[str, Any], int]] = [
 @pytest.mark.parametrize("kind", Mistral.model_types)
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_checkpoint_answers_as_plain_transformers(kind: str, tied: bool) -> None:
-    from transformers import AutoModelForCausalLM
-
-    folder = tiny_checkpoint(kind, tie_word_embeddings=tied, **Mistral.tiny.get(kind, {}))
-    loaded, plain = ftcore.load("mistral", checkpoint=folder), AutoModelForCausalLM.from_pretrained(folder)
-    assert type(loaded.model) is type(plain)
-    ids = torch.arange(5, 65).reshape(2, 30)
-    with torch.no_grad():
-        assert torch.allclose(loaded.model(ids).logits, plain.eval()(ids).logits, atol=1e-5)
+    answers_as_plain_transformers(
+        Mistral(), tiny_checkpoint(kind, tie_word_embeddings=tied, **Mistral.tiny.get(kind, {}))
+    )
 
 
-@pytest.mark.parametrize(("fields", "numbers"), PUBLISHED, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(("fields", "wanted"), PUBLISHED, ids=lambda value: str(value)[:40])
 def test_published_sizes_have_as_many_numbers_as_their_weights(
-    fields: dict[str, Any], numbers: int, tmp_path: Path
+    fields: dict[str, Any], wanted: int, tmp_path: Path
 ) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(fields), encoding="utf-8")
-    planned = Mistral().load_model(Run(Settings(checkpoint=str(tmp_path)), "plan", "causal-lm"), {})
-    assert sum(parameter.numel() for parameter in planned.model.parameters()) == numbers
+    assert numbers(planned(Mistral(), fields, tmp_path)) == wanted
 
 
-def test_every_weight_is_in_a_part_and_experts_are_apart_from_an_mlp() -> None:
-    for kind, has_mlp in (("mistral", True), ("mixtral", False)):
-        loaded = ftcore.load("mistral", checkpoint=tiny_checkpoint(kind, **Mistral.tiny.get(kind, {})))
-        named = {name for role, names in loaded.parts.items() if role != "block" for name in names}
-        assert named == {name for name, module in loaded.model.named_modules() if module._parameters}
-        assert (
-            has_mlp == ("mlp.up" in loaded.parts) == ("experts" not in loaded.parts) == ("router" not in loaded.parts)
-        )
+@pytest.mark.parametrize(("kind", "has_mlp"), [("mistral", True), ("mixtral", False)])
+def test_every_weight_is_in_a_part_and_experts_are_apart_from_an_mlp(kind: str, has_mlp: bool) -> None:
+    found = loaded(Mistral(), tiny_checkpoint(kind, **Mistral.tiny.get(kind, {})))
+    assert outside_of_parts(found) == set()
+    assert has_mlp == ("mlp.up" in found.parts) == ("experts" not in found.parts) == ("router" not in found.parts)
 
 
 def test_the_experts_of_mixtral_train_and_merge(tmp_path: Path) -> None:
@@ -100,9 +95,8 @@ def test_the_experts_of_mixtral_train_and_merge(tmp_path: Path) -> None:
     assert all(torch.equal(state[name], tensor) for name, tensor in trained.items())
 
 
-def test_what_does_not_fit_is_refused_by_name() -> None:
-    with pytest.raises(ftcore.Refused, match=r"is of type 'llama', and this family loads mistral, mixtral"):
-        ftcore.load("mistral", checkpoint=tiny_checkpoint("llama"))
+def test_a_checkpoint_of_another_type_is_refused_by_name() -> None:
+    refuses_another_type(Mistral(), tiny_checkpoint("llama"), "mistral, mixtral")
 
 
 @model_checks(Mistral())

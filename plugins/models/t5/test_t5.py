@@ -8,10 +8,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import ftcore
 import pytest
 import torch
-from ftcore.hooks import Loaded, Run
+from family_facts import (
+    IDS,
+    answers_as_plain_transformers,
+    loaded,
+    numbers,
+    outside_of_parts,
+    planned,
+    refuses_another_type,
+    same_tensors,
+)
+from ftcore.hooks import Intent, Loaded, Run
 from ftcore.settings import Settings
 from ftcore.testing import model_checks
 from ftcore.testing.stage import tiny_checkpoint
@@ -38,39 +47,30 @@ PUBLISHED: dict[str, tuple[dict[str, Any], int]] = {
 }
 
 
-def loaded(folder: Path, intent: Any = "train") -> Loaded:
+def made(folder: Path, intent: Intent = "train") -> Loaded:
     """What the family makes of a checkpoint."""
-    return T5().load_model(Run(Settings(checkpoint=str(folder)), intent, HEAD), {})
+    return loaded(T5(), folder, HEAD, intent)
 
 
 @pytest.mark.parametrize("kind", T5.model_types)
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_checkpoint_answers_as_plain_transformers(kind: str, tied: bool) -> None:
-    from transformers import AutoModelForSeq2SeqLM
-
     folder = tiny_checkpoint(kind, HEAD, **TINY, tie_word_embeddings=tied)
-    found, plain = loaded(folder), AutoModelForSeq2SeqLM.from_pretrained(folder)
-    assert type(found.model) is type(plain)
-    ids, begun = torch.arange(5, 65).reshape(2, 30), torch.arange(7, 21).reshape(2, 7)
-    with torch.no_grad():
-        answers, wanted = (one.eval()(input_ids=ids, decoder_input_ids=begun).logits for one in (found.model, plain))
-    assert torch.allclose(answers, wanted, atol=1e-5)
+    begun = torch.arange(7, 21).reshape(2, 7)
+    answers_as_plain_transformers(T5(), folder, HEAD, input_ids=IDS, decoder_input_ids=begun)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_sizes_have_as_many_numbers_as_their_weights(name: str, tmp_path: Path) -> None:
-    fields, numbers = PUBLISHED[name]
-    (tmp_path / "config.json").write_text(json.dumps(fields), encoding="utf-8")
-    assert sum(parameter.numel() for parameter in loaded(tmp_path, "plan").model.parameters()) == numbers
+    fields, wanted = PUBLISHED[name]
+    assert numbers(planned(T5(), fields, tmp_path, HEAD)) == wanted
 
 
 @pytest.mark.parametrize(("kind", "gated"), [("t5", False), ("t5", True), ("mt5", True), ("umt5", True)])
 def test_every_weight_of_a_block_is_in_a_part(kind: str, gated: bool) -> None:
     act = "gated-gelu" if gated else "relu"
-    found = loaded(tiny_checkpoint(kind, HEAD, **TINY, feed_forward_proj=act))
-    named = {name for role, names in found.parts.items() if role != "block" for name in names}
-    rest = {name for name, module in found.model.named_modules() if module._parameters} - named
-    assert all(name.endswith(("relative_attention_bias", "embed_tokens")) for name in rest)
+    found = made(tiny_checkpoint(kind, HEAD, **TINY, feed_forward_proj=act))
+    assert all(name.endswith(("relative_attention_bias", "embed_tokens")) for name in outside_of_parts(found))
     assert ("mlp.gate" in found.parts) == gated
     assert len(found.parts["block"]) == 4
     assert len(found.parts["attention.q"]) == 6  # two of the encoder, two of the decoder, two over what was read
@@ -84,8 +84,7 @@ def test_files_as_they_were_published_load_whole(tmp_path: Path) -> None:
     copies = {f"{stack}.embed_tokens.weight": tensors["shared.weight"].clone() for stack in ("encoder", "decoder")}
     unused = {"decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight": torch.ones(32, 4)}
     save_file({**tensors, **copies, **unused}, folder / "model.safetensors", {"format": "pt"})
-    wanted, found = (loaded(place).model.state_dict() for place in (native, folder))
-    assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+    assert same_tensors(T5(), native, folder, HEAD)
 
 
 def untied() -> Path:
@@ -103,17 +102,15 @@ def untied() -> Path:
 
 
 def test_a_head_apart_from_the_embedding_stays_apart_also_in_a_plan_and_drawn_anew() -> None:
-    ways = [loaded(untied()), loaded(untied(), "plan")]
+    ways = [made(untied()), made(untied(), "plan")]
     run = Run(Settings(checkpoint=str(untied())), "train", HEAD)
     ways.append(T5(weights="random").load_model(run, {}))
-    sizes = {sum(parameter.numel() for parameter in found.model.parameters()) for found in ways}
-    assert len(sizes) == 1
+    assert len(set(map(numbers, ways))) == 1
     assert torch.equal(ways[0].model.lm_head.weight[0, :1], torch.tensor([-1.0]))
 
 
-def test_what_does_not_fit_is_refused_by_name() -> None:
-    with pytest.raises(ftcore.Refused, match=r"is of type 'llama', and this family loads t5, mt5, umt5"):
-        loaded(tiny_checkpoint("llama"))
+def test_a_checkpoint_of_another_type_is_refused_by_name() -> None:
+    refuses_another_type(T5(), tiny_checkpoint("llama"), "t5, mt5, umt5", HEAD)
 
 
 @model_checks(T5())

@@ -8,7 +8,8 @@ from pathlib import Path
 import ftcore
 import pytest
 import torch
-from ftcore.families import HEADS, UNLIMITED
+from family_facts import IDS, answers_as_plain_transformers, loaded, outside_of_parts, refuses_another_type
+from ftcore.families import UNLIMITED
 from ftcore.hooks import Intent, Loaded, Run
 from ftcore.seeds import seeded
 from ftcore.settings import Settings
@@ -26,38 +27,29 @@ def tiny(head: str) -> Path:
     return tiny_checkpoint("xlnet", head, **XLNet.tiny["xlnet"])
 
 
-def loaded(folder: Path, head: str, said: list[str] | None = None, intent: Intent = "train") -> Loaded:
-    """What the family makes of a checkpoint for a task with this head."""
-    told = [] if said is None else said
+def drawn(folder: Path, head: str, said: list[str]) -> Loaded:
+    """What the family makes of a checkpoint without this head."""
     with seeded(0, "test"):
-        return XLNet().load_model(Run(Settings(checkpoint=str(folder)), intent, head, say=told.append), {})
+        return XLNet().load_model(Run(Settings(checkpoint=str(folder)), "train", head, say=said.append), {})
 
 
 @pytest.mark.parametrize("head", XLNet.heads)
-def test_a_checkpoint_answers_as_plain_transformers_with_segments_and_without(head: str) -> None:
-    import transformers
-
-    found = loaded(tiny(head), head)
-    plain = getattr(transformers, HEADS[head]).from_pretrained(tiny(head))
-    assert type(found.model) is type(plain)
+@pytest.mark.parametrize("segments", [{}, {"token_type_ids": (torch.arange(30) > 9).long().expand(2, -1)}])
+def test_a_checkpoint_answers_as_plain_transformers_with_segments_and_without(
+    head: str, segments: dict[str, torch.Tensor]
+) -> None:
+    found = answers_as_plain_transformers(XLNet(), tiny(head), head, input_ids=IDS, **segments)
     assert found.max_positions == UNLIMITED
-    ids = torch.arange(5, 65).reshape(2, 30)
-    for segments in ({}, {"token_type_ids": (torch.arange(30) > 9).long().expand(2, -1)}):
-        with torch.no_grad():
-            answers, wanted = (model.eval()(ids, **segments)[0] for model in (found.model, plain))
-        assert torch.allclose(answers, wanted, atol=1e-5)
 
 
 @pytest.mark.parametrize("intent", ["train", "plan"])
 def test_every_weight_is_in_a_part_and_what_takes_no_part_is_no_weight(intent: Intent) -> None:
-    head = "token-classification"
-    model = loaded(tiny(head), head, intent=intent).model
-    parts = loaded(tiny(head), head, intent=intent).parts
-    named = {name for role, names in parts.items() if role != "block" for name in names}
-    assert named == {name for name, module in model.named_modules() if module._parameters}
-    assert len(parts["block"]) == len(parts["relative_attention"]) == 2
-    assert {name.rpartition(".")[2] for name, _ in model.named_buffers()} == set(IDLE)
-    assert model.state_dict().keys() == load_file(tiny(head) / "model.safetensors").keys()
+    folder = tiny("token-classification")
+    found = loaded(XLNet(), folder, "token-classification", intent)
+    assert outside_of_parts(found) == set()
+    assert len(found.parts["block"]) == len(found.parts["relative_attention"]) == 2
+    assert {name.rpartition(".")[2] for name, _ in found.model.named_buffers()} == set(IDLE)
+    assert found.model.state_dict().keys() == load_file(folder / "model.safetensors").keys()
 
 
 @pytest.mark.parametrize(
@@ -76,7 +68,7 @@ def test_methods_that_train_a_models_own_tensors_train_those_that_take_part(meth
 def test_a_published_checkpoint_gets_the_head_asked_for() -> None:
     """What is published has the head of a language model."""
     published, said = tiny("causal-lm"), list[str]()
-    one, other = loaded(published, "question-answering", said), loaded(published, "question-answering")
+    one, other = (drawn(published, "question-answering", said) for _ in range(2))
     assert "the checkpoint has no head for question-answering: a new one is drawn (qa_outputs)" in said
     assert "2 tensors of the checkpoint have no use here and are left out (lm_loss)" in said
     state, stored = one.model.state_dict(), load_file(published / "model.safetensors")
@@ -85,8 +77,7 @@ def test_a_published_checkpoint_gets_the_head_asked_for() -> None:
 
 
 def test_what_does_not_fit_is_refused_by_name() -> None:
-    with pytest.raises(ftcore.Refused, match=r"is of type 'llama', and this family loads xlnet"):
-        loaded(tiny_checkpoint("llama"), "token-classification")
+    refuses_another_type(XLNet(), tiny_checkpoint("llama"), "xlnet", "token-classification")
     settings = Settings(checkpoint=str(tiny("token-classification")), gradient_checkpointing=True)
     with pytest.raises(ftcore.Refused, match="xlnet cannot recompute activations; leave gradient_checkpointing out"):
         XLNet().load_model(Run(settings, "train", "token-classification"), {})
