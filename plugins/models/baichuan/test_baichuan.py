@@ -11,7 +11,7 @@ import ftcore
 import pytest
 import torch
 from click.testing import CliRunner
-from family_facts import difference
+from family_facts import IDS, difference
 from ftcore.cli import cli
 from ftcore.testing import model_checks
 from ftcore_baichuan import Baichuan
