@@ -3,29 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import ftcore
 import huggingface_hub
 import pytest
-from ftcore import discovery
-from ftcore.families import HFModel
+from family_facts import ROOT, shipped
 from ftcore.hooks import Run
 from ftcore.settings import Settings
 
-ROOT = Path(__file__).resolve().parents[2]
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-
-
-def families() -> Mapping[str, type[HFModel]]:
-    """The classes of the families in this repository, by name."""
-    names = sorted(file.parent.name for file in ROOT.glob("plugins/models/*/pyproject.toml"))
-    return {name: discovery.find("model", f"ftcore-{name}:{name}").load() for name in names}
-
-
-FAMILIES = families()
+FAMILIES = shipped()
 SIZED = [name for name, cls in FAMILIES.items() if cls.sizes]
 
 

@@ -11,11 +11,19 @@ import ftcore
 import pytest
 import torch
 from ftcore.batches import TokenRow
+from ftcore.discovery import find
 from ftcore.families import HEADS, HFModel
 from ftcore.hooks import Intent, Loaded, Run
 from ftcore.settings import Settings
 
+ROOT = Path(__file__).resolve().parents[2]
 IDS = torch.arange(5, 65).reshape(2, 30)
+
+
+def shipped() -> Mapping[str, type[HFModel]]:
+    """The classes of the families in this repository, by name."""
+    names = sorted(file.parent.name for file in ROOT.glob("plugins/models/*/pyproject.toml"))
+    return {name: find("model", f"ftcore-{name}:{name}").load() for name in names}
 
 
 def loaded(family: HFModel, folder: Path, head: str = "causal-lm", intent: Intent = "train") -> Loaded:

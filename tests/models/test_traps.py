@@ -12,13 +12,13 @@ from typing import Any
 import ftcore
 import pytest
 import torch
-from family_facts import difference
-from ftcore.discovery import declared_datum, sound
+from family_facts import difference, shipped
+from ftcore.discovery import declared_datum
 from ftcore.testing.methods.properties import Exercise, head_fields
 from ftcore.testing.stage import tiny_checkpoint
 from original_checkpoints import MEMBERS, Member, original_checkpoint
 
-FAMILIES = sorted(offer.name for offer in sound("model") if offer.distribution == f"ftcore-{offer.name}")
+FAMILIES = shipped()
 MODULES = ("configuration", "modeling", "tokenization")
 AUTO = {
     "AutoConfig": "configuration_{0}.Trap", "AutoModel": "modeling_{0}.Trap",
@@ -100,7 +100,7 @@ def test_an_originals_pickle_that_holds_more_than_tensors_is_refused_and_planned
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_native_checkpoint_loads_beside_code_that_never_runs(name: str, marker: Path, tmp_path: Path) -> None:
-    cls = next(offer for offer in sound("model") if offer.name == name).load()
+    cls = FAMILIES[name]
     kind, head = (cls.model_types or ("olmo2",))[0], cls.heads[0]
     fields = {**head_fields(head), **declared_datum(cls, "tiny").get(kind, {})}
     folder = Path(shutil.copytree(tiny_checkpoint(kind, head, **fields), tmp_path / "native"))
