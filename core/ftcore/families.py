@@ -329,7 +329,7 @@ def read_config(folder: str, model_types: tuple[str, ...], known: tuple[str, ...
         config: PreTrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as unreadable:
         kind = read_fields(folder).get("model_type")
-        reason = " ".join(str(unreadable).split())[:200] or type(unreadable).__name__
+        reason = _why_unread(unreadable, "use a checkpoint of a type that transformers has")
         foreign = f"it is of type '{kind}', and this family loads {loads}; 'ftcore plugins' lists the families"
         why = reason if kind in model_types else foreign
         raise Refused(f"the config.json in '{folder}' cannot be read: {why}") from None
@@ -353,11 +353,19 @@ def read_tokenizer(folder: str, *, optional: bool = False) -> PreTrainedTokenize
     except Exception as unreadable:
         if optional:
             return None
-        reason = (str(unreadable).strip() or type(unreadable).__name__).splitlines()[0]
+        reason = _why_unread(unreadable, "name a tokenizer_class of transformers in its tokenizer_config.json")
         raise Refused(f"the tokenizer in '{folder}' cannot be read: {reason}") from None
     if not tokenizer.is_fast:
         raise Refused(f"the tokenizer in '{folder}' gives no character offsets; add its tokenizer.json")
     return tokenizer
+
+
+def _why_unread(fault: Exception, remedy: str) -> str:
+    """What transformers says of a file that it does not read; not that it would run code for it, but the `remedy`."""
+    said = " ".join(str(fault).split()) or type(fault).__name__
+    if "custom code" in said:
+        return f"only code that comes with it could, and no such code is ever run; {remedy}"
+    return said[:200]
 
 
 def strictly_loaded(
