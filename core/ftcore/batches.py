@@ -185,7 +185,7 @@ class Order:
         """Rows of like length near each other, so that padding is small, without losing the shuffle."""
         window = 64 * self.batch_size
         parts = [order[i : i + window] for i in range(0, len(order), window)]
-        return [index for part in parts for index in sorted(part, key=lambda i: (self.sizes[i], i))]
+        return [index for part in parts for index in sorted(part, key=lambda i: self.sizes[i])]
 
     @cached_property
     def largest(self) -> int:

@@ -218,6 +218,11 @@ def test_rows_sorted_by_length_need_little_padding() -> None:
     assert padded(Order(sizes, 1, 8, None, 1)) > 1.4 * sum(sizes)
 
 
+def test_rows_of_one_length_stay_shuffled_when_rows_are_sorted_by_length() -> None:
+    by_length, shuffled = (Order([256] * 512, 1, 8, None, 1, by_length=sort) for sort in (True, False))
+    assert sorted(by_length.epoch(0)) == sorted(shuffled.epoch(0))
+
+
 def test_an_evaluation_takes_the_rows_in_their_own_order() -> None:
     assert Order([1] * 5, 7, 2, None, 1).in_order() == [[0, 1], [2, 3], [4]]
 
