@@ -19,7 +19,7 @@ KEPT = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_co
 def main(merged: Path, out: Path) -> None:
     """Write the files of a starter into OUT."""
     out.mkdir(parents=True, exist_ok=True)
-    for name in KEPT:
+    for name in filter(lambda name: (merged / name).is_file(), KEPT):
         shutil.copyfile(merged / name, out / name)
     weights = load_file(merged / "model.safetensors")
     save_file({name: w.to(torch.bfloat16) for name, w in weights.items()}, out / "model.safetensors", {"format": "pt"})
