@@ -98,7 +98,7 @@ def partners(heads: tuple[str, ...]) -> dict[str, str]:
     tasks = _named("task", lambda cls: declared_datum(cls, "head") in heads)
     models = _named("model", lambda cls: not set(heads).isdisjoint(declared_datum(cls, "heads")))
     methods = _named("method", lambda cls: not declared_datum(cls, "alone") and not _asks(cls))
-    ready = [name for name, cls in models.items() if issubclass(cls, HFModel) and cls.starter]
+    ready = [name for name, cls in models.items() if issubclass(cls, HFModel) and cls.starter and not cls.unpackable]
     return {
         "task": next(iter(tasks), "TASK"),
         "model": next(iter([*ready, *models]), "FAMILY"),

@@ -150,6 +150,7 @@ class InternLM(HFModel):
 
     model_types: ClassVar[tuple[str, ...]] = ("llama",)
     sizes: ClassVar[Mapping[str, str]] = SIZES
+    starter: ClassVar[Path | None] = Path(__file__).parent / "starter"
     originals: ClassVar[tuple[Original, ...]] = (
         Original("internlm", _config, lambda fields: NATIVE_NAMES, _tokenizer, stops=("<eoa>",)),
         Original("internlm2", _config, _second_rules, _tokenizer, stops=("<|im_end|>",)),
