@@ -1,4 +1,4 @@
-"""Qwen2, Qwen2.5 and Qwen3 in transformers' own classes, the first Qwen read as Qwen2, and a starter of our own."""
+"""Qwen1.5, 2, 2.5 and 3 in transformers' own classes, the first Qwen read as Qwen2, and a starter of our own."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, ClassVar
 
 from ftcore import Refused, options
 from ftcore.converting import Fields, Original, Rule, carried
-from ftcore.families import HFModel
+from ftcore.families import LLAMA_ROLES, HFModel
 from ftcore.vocabularies import Specials, from_tiktoken, read_ranks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-LAYER = "model.layers.{0}"
+LAYER, MLP = "model.layers.{0}", "model.layers.*.mlp"
 FIRST_RULES = (
     Rule("transformer.h.*.attn.c_attn.*", tuple(f"{LAYER}.self_attn.{name}_proj.{{1}}" for name in "qkv")),
     Rule("transformer.h.*.attn.c_proj.weight", (f"{LAYER}.self_attn.o_proj.weight",)),
@@ -106,6 +106,9 @@ SIZES: Mapping[str, str] = {
     "3-14b": "Qwen/Qwen3-14B-Base",
     "3-14b-chat": "Qwen/Qwen3-14B",
     "3-32b-chat": "Qwen/Qwen3-32B",
+    "3-30b-a3b": "Qwen/Qwen3-30B-A3B-Base",
+    "3-30b-a3b-chat": "Qwen/Qwen3-30B-A3B",
+    "3-235b-a22b-chat": "Qwen/Qwen3-235B-A22B",
     "2-0.5b": "Qwen/Qwen2-0.5B",
     "2-0.5b-chat": "Qwen/Qwen2-0.5B-Instruct",
     "2-1.5b": "Qwen/Qwen2-1.5B",
@@ -114,6 +117,8 @@ SIZES: Mapping[str, str] = {
     "2-7b-chat": "Qwen/Qwen2-7B-Instruct",
     "2-72b": "Qwen/Qwen2-72B",
     "2-72b-chat": "Qwen/Qwen2-72B-Instruct",
+    "2-57b-a14b": "Qwen/Qwen2-57B-A14B",
+    "2-57b-a14b-chat": "Qwen/Qwen2-57B-A14B-Instruct",
     "1.5-0.5b": "Qwen/Qwen1.5-0.5B",
     "1.5-0.5b-chat": "Qwen/Qwen1.5-0.5B-Chat",
     "1.5-1.8b": "Qwen/Qwen1.5-1.8B",
@@ -130,6 +135,8 @@ SIZES: Mapping[str, str] = {
     "1.5-72b-chat": "Qwen/Qwen1.5-72B-Chat",
     "1.5-110b": "Qwen/Qwen1.5-110B",
     "1.5-110b-chat": "Qwen/Qwen1.5-110B-Chat",
+    "1.5-a2.7b": "Qwen/Qwen1.5-MoE-A2.7B",
+    "1.5-a2.7b-chat": "Qwen/Qwen1.5-MoE-A2.7B-Chat",
     "1-1.8b": "Qwen/Qwen-1_8B",
     "1-1.8b-chat": "Qwen/Qwen-1_8B-Chat",
     "1-7b": "Qwen/Qwen-7B",
@@ -143,9 +150,23 @@ SIZES: Mapping[str, str] = {
 
 @options
 class Qwen(HFModel):
-    """Dense decoders of the types qwen2 and qwen3, and the first Qwen's, which become Qwen2's while they are read."""
+    """Decoders of the types qwen2 and qwen3, dense and with experts, and the first Qwen's, which are read as Qwen2's.
 
-    model_types: ClassVar[tuple[str, ...]] = ("qwen2", "qwen3")
+    Experts are tensors of three dimensions in one module, which has a role of its own; an expert that every token
+    passes is an mlp.
+    """
+
+    model_types: ClassVar[tuple[str, ...]] = ("qwen2", "qwen3", "qwen2_moe", "qwen3_moe")
+    roles: ClassVar[Mapping[str, str]] = {
+        **LLAMA_ROLES,
+        **{f"mlp.{name}": f"{MLP}.{name}_proj {MLP}.shared_expert.{name}_proj" for name in ("gate", "up", "down")},
+        "experts": f"{MLP}.experts",
+        "router": f"{MLP}.gate {MLP}.shared_expert_gate",
+    }
+    tiny: ClassVar[Mapping[str, Mapping[str, int]]] = {
+        "qwen2_moe": {"num_experts": 4, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32},
+        "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
+    }
     sizes: ClassVar[Mapping[str, str]] = SIZES
     starter: ClassVar[Path | None] = Path(__file__).parent / "starter"
     originals: ClassVar[tuple[Original, ...]] = (
