@@ -194,6 +194,7 @@ class ChatGLM(HFModel):
 
     model_types: ClassVar[tuple[str, ...]] = ("glm", "glm4")
     sizes: ClassVar[Mapping[str, str]] = SIZES
+    starter: ClassVar[Path | None] = Path(__file__).parent / "starter"
     originals: ClassVar[tuple[Original, ...]] = tuple(MEMBERS.values())
     roles: ClassVar[Mapping[str, str]] = {
         **LLAMA_ROLES,
