@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import ClassVar
 
 from ftcore import options
@@ -36,6 +37,7 @@ class Bloom(HFModel):
 
     model_types: ClassVar[tuple[str, ...]] = ("bloom",)
     sizes: ClassVar[Mapping[str, str]] = SIZES
+    starter: ClassVar[Path | None] = Path(__file__).parent / "starter"
     unpackable: ClassVar[str] = "its attention adds a bias by distance (ALiBi) and takes no borders between rows"
     roles: ClassVar[Mapping[str, str]] = {
         "block": BLOCK,
