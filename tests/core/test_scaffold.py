@@ -16,7 +16,7 @@ import pytest
 import yaml
 from ftcore import scaffold
 from ftcore.declaring import declared
-from ftcore.discovery import only_from
+from ftcore.discovery import find, only_from
 from ftcore.errors import Refused
 from ftcore.families import LLAMA_ROLES
 from ftcore.scaffold import architectures, facts, roles
@@ -149,7 +149,11 @@ def test_the_licence_is_whole_and_names_the_author_and_the_year(tmp_path: Path, 
 
 def test_a_command_names_plugins_that_are_installed(projects: dict[str, Path]) -> None:
     text = (projects["method"] / "README.md").read_text(encoding="utf-8")
-    assert "ftcore run --method low-tide --task causal --model qwen --data rows.jsonl" in text
+    command = re.search(r"ftcore run --method low-tide --task causal --model (\w+) --data rows\.jsonl", text)
+    assert command is not None
+    family = find("model", command[1]).load()
+    assert family.starter.is_dir()  # nothing but the method has to be added
+    assert not family.unpackable
 
 
 def test_without_other_plugins_a_command_names_their_kinds(tmp_path: Path) -> None:
