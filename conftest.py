@@ -234,22 +234,3 @@ def _tokens_as_published(tokenizer: Any, wanted: dict[str, Any]) -> None:
     if "chat_messages" in wanted:
         chat = tokenizer.apply_chat_template(wanted["chat_messages"], add_generation_prompt=True)
         assert chat["input_ids"] == wanted["chat_input_ids"]
-
-
-STORY = (
-    "Once upon a time there was a small cat named Tim. Tim liked to play in the garden. One day he saw a big red ball "
-    "under a tree. He ran to it and pushed it with his nose. The ball rolled away, and Tim was happy."
-)
-
-
-@pytest.fixture
-def story_costs() -> Callable[[Any, str], float]:
-    """`story_costs(loaded, begin)` is what a story that no model has read costs, in nats a token, after `begin`."""
-
-    def cost(loaded: Any, begin: str) -> float:
-        first = loaded.tokenizer.convert_tokens_to_ids(begin)
-        ids = torch.tensor([[first, *loaded.tokenizer(STORY, add_special_tokens=False)["input_ids"]]])
-        with torch.inference_mode():
-            return float(loaded.model(input_ids=ids, labels=ids).loss)
-
-    return cost

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ftcore
 import pytest
 import torch
 from family_facts import (
@@ -68,22 +68,6 @@ def test_a_checkpoint_of_another_type_is_refused_by_name() -> None:
 
 # The starter
 
-STARTER = Path(__file__).parent / "ftcore_bloom" / "starter"
-
-
-def test_the_starter_is_small_and_loads_whole_in_its_own_class() -> None:
-    from transformers import AutoModelForCausalLM, BloomForCausalLM
-
-    model, info = AutoModelForCausalLM.from_pretrained(STARTER, output_loading_info=True)
-    assert not any(info.values())
-    assert type(model) is BloomForCausalLM
-    assert sum(file.stat().st_size for file in STARTER.iterdir()) <= 2_500_000
-    loaded = ftcore.load("bloom")
-    assert loaded.checkpoint == str(STARTER)
-    ids = torch.arange(5, 65).reshape(2, 30)
-    with torch.no_grad():
-        assert torch.allclose(loaded.model(ids).logits, model.eval()(ids).logits, atol=1e-5)
-
 
 def test_the_starter_shares_its_embeddings_and_has_no_bound_of_positions() -> None:
     loaded = ftcore.load("bloom")
@@ -91,30 +75,11 @@ def test_the_starter_shares_its_embeddings_and_has_no_bound_of_positions() -> No
     assert loaded.max_positions > 2**16
 
 
-@pytest.mark.parametrize(
-    "text", ['Tom said, "Hello!"\n  He ran.', "小猫在门口看雨。", "naïve café 👩‍👧 🐱\n\tx", "\u200b \x7f"]
-)
-def test_any_text_goes_through_the_starters_tokenizer_and_back(text: str) -> None:
-    tokenizer = ftcore.load("bloom").tokenizer
-    assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
-
-
 def test_the_starters_tokenizer_has_blooms_special_tokens_and_no_turns_of_a_chat() -> None:
     loaded = ftcore.load("bloom")
     assert loaded.tokenizer.convert_ids_to_tokens(range(4)) == ["<unk>", "<s>", "</s>", "<pad>"]
     assert loaded.tokenizer.chat_template is None
     assert loaded.stop_ids == (2,)
-
-
-def test_the_starter_has_read_stories(story_costs: Callable[[Any, str], float]) -> None:
-    read, unread = (ftcore.load("bloom", checkpoint=STARTER, weights=weights) for weights in ("pretrained", "random"))
-    assert story_costs(read, "<s>") < 0.5 * math.log(read.vocab_size) < story_costs(unread, "<s>")
-
-
-def test_the_first_command_lowers_the_loss_on_held_out_rows(tmp_path: Path) -> None:
-    outcome = ftcore.run(method="lora", task="causal", model="bloom", output=tmp_path / "run", epochs=1)
-    assert outcome.metrics["loss"] < 0.7 * outcome.before["loss"]
-    assert all(sample["before"] != sample["after"] for sample in outcome.samples)
 
 
 @model_checks(Bloom())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -178,22 +177,6 @@ def test_published_checkpoints_answer_as_their_makers_code(
 
 # The starter
 
-STARTER = Path(__file__).parent / "ftcore_chatglm" / "starter"
-
-
-def test_the_starter_is_small_and_loads_whole_in_its_own_class() -> None:
-    from transformers import AutoModelForCausalLM, GlmForCausalLM
-
-    model, info = AutoModelForCausalLM.from_pretrained(STARTER, output_loading_info=True)
-    assert not any(info.values())
-    assert type(model) is GlmForCausalLM
-    assert sum(file.stat().st_size for file in STARTER.iterdir()) <= 2_500_000
-    loaded = ftcore.load("chatglm")
-    assert loaded.checkpoint == str(STARTER)
-    ids = torch.arange(5, 65).reshape(2, 30)
-    with torch.no_grad():
-        assert torch.allclose(loaded.model(ids).logits, model.eval()(ids).logits, atol=1e-5)
-
 
 def test_the_starter_has_the_shape_of_glm_4() -> None:
     config = ftcore.load("chatglm").model.config
@@ -201,14 +184,6 @@ def test_the_starter_has_the_shape_of_glm_4() -> None:
     assert config.attention_bias
     assert not config.tie_word_embeddings
     assert config.rope_parameters["partial_rotary_factor"] == 0.5
-
-
-@pytest.mark.parametrize(
-    "text", ['Tom said, "Hello!"\n  He ran.', "小猫在门口看雨。", "naïve café 👩‍👧 🐱\n\tx", "\u200b \x7f"]
-)
-def test_any_text_goes_through_the_starters_tokenizer_and_back(text: str) -> None:
-    tokenizer = ftcore.load("chatglm").tokenizer
-    assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
 
 
 def test_the_starters_tokenizer_chats_as_glm_4s_does() -> None:
@@ -221,21 +196,10 @@ def test_the_starters_tokenizer_chats_as_glm_4s_does() -> None:
     assert tokenizer.convert_ids_to_tokens(list(loaded.stop_ids)) == stops
 
 
-def test_the_starter_has_read_stories(story_costs: Callable[[Any, str], float]) -> None:
-    read, unread = (ftcore.load("chatglm", checkpoint=STARTER, weights=weights) for weights in ("pretrained", "random"))
-    assert story_costs(read, "<sop>") < 0.5 * math.log(read.vocab_size) < story_costs(unread, "<sop>")
-
-
 def test_the_starters_head_tells_its_stops_from_tokens_that_no_text_held() -> None:
     loaded = ftcore.load("chatglm")
     head, unread = loaded.model.lm_head.weight, loaded.tokenizer.convert_tokens_to_ids("[MASK]")
     assert all(torch.cosine_similarity(head[stop], head[unread], dim=0) < 0.9 for stop in loaded.stop_ids)
-
-
-def test_the_first_command_lowers_the_loss_on_held_out_rows(tmp_path: Path) -> None:
-    outcome = ftcore.run(method="lora", task="causal", model="chatglm", output=tmp_path / "run", epochs=1)
-    assert outcome.metrics["loss"] < 0.7 * outcome.before["loss"]
-    assert all(sample["before"] != sample["after"] for sample in outcome.samples)
 
 
 @model_checks(ChatGLM())

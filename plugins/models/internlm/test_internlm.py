@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -298,36 +297,12 @@ def test_published_checkpoints_answer_as_their_makers_code(
 
 # The starter
 
-STARTER = Path(__file__).parent / "ftcore_internlm" / "starter"
-
-
-def test_the_starter_is_small_and_loads_whole_in_its_own_class() -> None:
-    from transformers import AutoModelForCausalLM, LlamaForCausalLM
-
-    model, info = AutoModelForCausalLM.from_pretrained(STARTER, output_loading_info=True)
-    assert not any(info.values())
-    assert type(model) is LlamaForCausalLM
-    assert sum(file.stat().st_size for file in STARTER.iterdir()) <= 2_500_000
-    loaded = ftcore.load("internlm")
-    assert loaded.checkpoint == str(STARTER)
-    ids = torch.arange(5, 65).reshape(2, 30)
-    with torch.no_grad():
-        assert torch.allclose(loaded.model(ids).logits, model.eval()(ids).logits, atol=1e-5)
-
 
 def test_the_starter_has_the_shape_of_the_second_generation() -> None:
     config = ftcore.load("internlm").model.config
     assert config.num_attention_heads > config.num_key_value_heads > 1
     assert [config.attention_bias, config.mlp_bias, config.tie_word_embeddings] == [False] * 3
     assert config.rope_parameters == {"rope_type": "default", "rope_theta": 1e6}
-
-
-@pytest.mark.parametrize(
-    "text", ['Tom said, "Hello!"\n  He ran.', "小猫在门口看雨。", "naïve café 👩‍👧 🐱\n\tx", "\u200b \x7f"]
-)
-def test_any_text_goes_through_the_starters_tokenizer_and_back(text: str) -> None:
-    tokenizer = ftcore.load("internlm").tokenizer
-    assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
 
 
 def test_the_starters_tokenizer_spells_as_its_makers_does() -> None:
@@ -342,23 +317,10 @@ def test_the_starters_tokenizer_spells_as_its_makers_does() -> None:
     assert tokenizer.convert_ids_to_tokens(list(stops)) == ["</s>", "<|im_end|>"]
 
 
-def test_the_starter_has_read_stories(story_costs: Callable[[Any, str], float]) -> None:
-    read, unread = (
-        ftcore.load("internlm", checkpoint=STARTER, weights=weights) for weights in ("pretrained", "random")
-    )
-    assert story_costs(read, "<s>") < 0.5 * math.log(read.vocab_size) < story_costs(unread, "<s>")
-
-
 def test_the_starters_head_tells_its_stops_from_tokens_that_no_text_held() -> None:
     loaded = ftcore.load("internlm")
     head, unread = loaded.model.lm_head.weight, loaded.tokenizer.unk_token_id
     assert all(torch.cosine_similarity(head[stop], head[unread], dim=0) < 0.9 for stop in loaded.stop_ids)
-
-
-def test_the_first_command_lowers_the_loss_on_held_out_rows(tmp_path: Path) -> None:
-    outcome = ftcore.run(method="lora", task="causal", model="internlm", output=tmp_path / "run", epochs=1)
-    assert outcome.metrics["loss"] < 0.7 * outcome.before["loss"]
-    assert all(sample["before"] != sample["after"] for sample in outcome.samples)
 
 
 @model_checks(InternLM())

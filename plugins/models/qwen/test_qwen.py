@@ -12,7 +12,9 @@ from typing import Any
 import ftcore
 import pytest
 import torch
+from family_facts import answers_as_plain_transformers, loaded, numbers, outside_of_parts, planned
 from ftcore.testing import model_checks
+from ftcore.testing.stage import tiny_checkpoint
 from ftcore_qwen import Qwen
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -71,6 +73,45 @@ def test_every_part_names_modules_and_every_layer_is_a_part(kind: str, checkpoin
     assert {name for role in roles_of_linear for name in loaded.parts[role]} == linear
 
 
+# Fields of published configs with experts, and how many numbers their weights hold.
+EXPERTS: dict[str, tuple[dict[str, Any], int]] = {
+    "Qwen1.5-MoE-A2.7B": (
+        {
+            "model_type": "qwen2_moe", "hidden_size": 2048, "intermediate_size": 5632, "moe_intermediate_size": 1408,
+            "shared_expert_intermediate_size": 5632, "num_hidden_layers": 24, "num_attention_heads": 16,
+            "num_key_value_heads": 16, "num_experts": 60, "num_experts_per_tok": 4, "vocab_size": 151936,
+        },
+        14_315_784_192,
+    ),
+    "Qwen3-30B-A3B": (
+        {
+            "model_type": "qwen3_moe", "hidden_size": 2048, "intermediate_size": 6144, "moe_intermediate_size": 768,
+            "num_hidden_layers": 48, "num_attention_heads": 32, "num_key_value_heads": 4, "head_dim": 128,
+            "num_experts": 128, "num_experts_per_tok": 8, "vocab_size": 151936,
+        },
+        30_532_122_624,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+def test_published_models_with_experts_have_as_many_numbers_as_their_weights(name: str, tmp_path: Path) -> None:
+    fields, wanted = EXPERTS[name]
+    assert numbers(planned(Qwen(), fields, tmp_path)) == wanted
+
+
+@pytest.mark.parametrize(("kind", "has_mlp"), [("qwen2_moe", True), ("qwen3_moe", False)])
+def test_a_model_with_experts_answers_as_plain_transformers_and_every_weight_is_in_a_part(
+    kind: str, has_mlp: bool
+) -> None:
+    folder = tiny_checkpoint(kind, **Qwen.tiny[kind])
+    answers_as_plain_transformers(Qwen(), folder)
+    found = loaded(Qwen(), folder)
+    assert outside_of_parts(found) == set()
+    assert found.parts["experts"] == ("model.layers.0.mlp.experts", "model.layers.1.mlp.experts")
+    assert has_mlp == ("mlp.up" in found.parts)
+
+
 def test_random_weights_keep_config_and_tokenizer(checkpoint: Callable[..., Path]) -> None:
     folder = checkpoint("qwen2")
     fresh, same = (ftcore.load("qwen", checkpoint=folder, weights="random") for _ in range(2))
@@ -120,7 +161,7 @@ def test_weights_that_cannot_be_read_are_refused(damage: str, checkpoint: Callab
 
 
 def test_a_checkpoint_of_another_family_is_refused_by_its_type(checkpoint: Callable[..., Path]) -> None:
-    with pytest.raises(ftcore.Refused, match=r"is of type 'llama', and this family loads qwen, qwen2, qwen3"):
+    with pytest.raises(ftcore.Refused, match="'llama', and this family loads qwen, qwen2, qwen3, qwen2_moe, qwen3_moe"):
         ftcore.load("qwen", checkpoint=checkpoint("llama"))
 
 
@@ -188,12 +229,12 @@ class Pickled:
         return (Path.touch, (self.marker,))
 
 
-def test_pickled_weights_are_refused_and_never_read(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+def test_pickles_that_would_run_code_run_none_and_are_refused(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     folder, marker = copy(checkpoint("qwen2"), tmp_path / "base"), tmp_path / "marker"
     tensors: dict[str, Any] = {**load_file(folder / "model.safetensors"), "trap": Pickled(marker)}
     torch.save(tensors, folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
-    with pytest.raises(ftcore.Refused, match=f"the weights in '{folder}' cannot be read"):
+    with pytest.raises(ftcore.Refused, match=r"cannot be read: not readable is pytorch_model\.bin: "):
         ftcore.load("qwen", checkpoint=folder)
     assert not marker.exists()
 
@@ -214,16 +255,6 @@ OWN_STORY = (
 )
 
 
-def test_the_starter_is_small() -> None:
-    assert sum(file.stat().st_size for file in STARTER.iterdir()) <= 2_500_000
-
-
-@pytest.mark.parametrize("text", [OWN_STORY, "小猫在门口看雨。", "naïve café 🐱\n\tif x != y: pass", "\u200b \x7f"])
-def test_any_text_goes_through_the_starters_tokenizer_and_back(text: str) -> None:
-    tokenizer = ftcore.load("qwen").tokenizer
-    assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
-
-
 def test_the_starter_has_read_stories() -> None:
     loaded = ftcore.load("qwen")
     begin = loaded.tokenizer.convert_tokens_to_ids("<|endoftext|>")
@@ -232,12 +263,6 @@ def test_the_starter_has_read_stories() -> None:
         loss = loaded.model(input_ids=ids, labels=ids).loss
     bits = float(loss) * (ids.shape[1] - 1) / torch.tensor(2.0).log() / len(OWN_STORY)
     assert float(bits) < 1.3
-
-
-def test_the_first_command_lowers_the_loss_on_held_out_rows(tmp_path: Path) -> None:
-    outcome = ftcore.run(method="lora", task="causal", model="qwen", output=tmp_path / "run", epochs=1)
-    assert outcome.metrics["loss"] < 0.5 * outcome.before["loss"]
-    assert all(sample["before"] != sample["after"] for sample in outcome.samples)
 
 
 # The first Qwen
