@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickletools
 import re
 import shutil
 import subprocess
@@ -12,7 +13,7 @@ import tempfile
 import weakref
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,8 @@ Fields = Mapping[str, Any]
 Shapes = Mapping[str, tuple[int, ...]]
 
 UNREADABLE = "not readable is"
+MAKERS = ("torch", "collections", "numpy", "_codecs", "builtins")  # packages whose functions make what torch saves
+LONGEST_SCAN = 2**20  # bytes of an old file that are looked at; its header and what it calls come first
 # What a model computes anew: some checkpoints hold it, none needs it.
 COMPUTED = (".inv_freq", ".masked_bias", ".cos_cached", ".sin_cached")
 
@@ -359,6 +362,9 @@ def _repack_apart(files: list[Path], into: str) -> None:
     lost = [file.name for file in files if not file.is_file()]
     if lost:
         raise FileNotFoundError(f"{lost[0]} is missing")
+    for file in files:
+        if called := next(calls_in(file), None):
+            raise ValueError(f"{UNREADABLE} {file.name}: it would call '{called}', which makes no tensor")
     command = "import sys; from ftcore.converting import repack; repack(*sys.argv[1:])"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     done = subprocess.run(
@@ -367,6 +373,24 @@ def _repack_apart(files: list[Path], into: str) -> None:
     if done.returncode:
         said = done.stderr.strip().splitlines() or [f"reading {files[0].name} ended with code {done.returncode}"]
         raise ValueError(next((line for line in said if line.startswith(UNREADABLE)), said[-1]))
+
+
+def calls_in(file: Path) -> Iterator[str]:
+    """What a pickle would call that no file of tensors calls, by reading and not by running it."""
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as opened:
+            content = b"".join(opened.read(name) for name in opened.namelist() if name.endswith("data.pkl"))
+    else:
+        with open(file, "rb") as raw:
+            content = raw.read(LONGEST_SCAN)
+    with suppress(
+        ValueError, IndexError, UnicodeDecodeError
+    ):  # what is no pickle, or goes on, is for the reader to say
+        for operation, argument, _ in pickletools.genops(content):
+            if operation.name == "STACK_GLOBAL":
+                yield "a name that it makes up"
+            elif operation.name in ("GLOBAL", "INST") and str(argument).partition(".")[0].split()[0] not in MAKERS:
+                yield str(argument).replace(" ", ".")
 
 
 def repack(into: str, *files: str) -> None:

@@ -95,6 +95,8 @@ class Stored(Mapping[str, "Tensor"]):
 
     def __getitem__(self, name: str) -> Tensor:
         """The tensor in the precision in which it is stored."""
+        if name not in self.files.shapes:
+            raise KeyError(name)
         return self.files.read(name)
 
     def __iter__(self) -> Iterator[str]:
