@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from ftcore.converting import Fields, Original, native, places_of, shapes_of, without_pickles
+from ftcore.converting import Fields, Original, native, places_of, shapes_of
 from ftcore.declaring import nearest, options
 from ftcore.discovery import Offer, declared_datum, sound
 from ftcore.errors import Refused
 from ftcore.hooks import Loaded, Run, hookimpl
 from ftcore.settings import Settings, dtype_of
+from ftcore.weights import without_pickles
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

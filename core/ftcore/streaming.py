@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from ftcore import directory
 from ftcore.adapters import Injected, PartialParts, fold, give, inject
-from ftcore.converting import Files
 from ftcore.discovery import Hooks
 from ftcore.errors import FtcoreError, Refused
 from ftcore.families import read_tokenizer
@@ -19,6 +18,7 @@ from ftcore.hooks import Adapter, Loaded, Run
 from ftcore.pipeline import load_base, reopen
 from ftcore.seeds import seeded
 from ftcore.settings import dtype_of
+from ftcore.weights import Files
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

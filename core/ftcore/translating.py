@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftcore.converting import Files, Place
+from ftcore.converting import Place
 from ftcore.discovery import declared_datum, sound
 from ftcore.errors import Refused
 from ftcore.hooks import Adapter, Loaded
+from ftcore.weights import Files
 
 if TYPE_CHECKING:
     from torch import Tensor
