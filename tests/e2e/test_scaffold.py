@@ -40,7 +40,10 @@ PROJECTS = [
 ]
 
 
-@pytest.mark.parametrize("new", PROJECTS, ids=lambda new: new.kind)
+@pytest.mark.parametrize(
+    "new",
+    [pytest.param(new, id=new.kind, marks=[] if new.kind == "method" else pytest.mark.slow) for new in PROJECTS],
+)
 def test_a_new_project_is_built_installed_checked_and_trains(
     new: New,
     environment: Callable[..., Any],
