@@ -189,6 +189,13 @@ def matching(model: nn.Module, targets: Sequence[str], *, partial: bool = False)
     return tuple(chosen)
 
 
+def endings(chosen: Sequence[str], every: Sequence[str]) -> list[str]:
+    """The short names that mean exactly `chosen` among `every` module, or the full names when there are none."""
+    short = {name.rpartition(".")[2] for name in chosen}
+    meant = {name for name in every if name.rpartition(".")[2] in short}
+    return sorted(short) if meant == set(chosen) else sorted(chosen)
+
+
 def by_name(run: Run, model: nn.Module, loaded: Loaded, targets: Sequence[str]) -> tuple[str, ...]:
     """The modules whose name is, or ends in, one of `targets`; each must match, unless a merge holds only some blocks.
 

@@ -57,7 +57,6 @@ def refuse_existing(output: Path) -> None:
 
 def convert(loaded: Loaded, output: Path) -> Path:
     """`output` is the plain checkpoint that transformers loads without ftcore; it appears whole or not at all."""
-    refuse_existing(output)
     if loaded.tensors is None:
         raise Refused(f"the checkpoint '{loaded.checkpoint}' is a plain one already; use it as it is")
     with staged(output) as folder:
@@ -76,7 +75,6 @@ def how_to_load(output: Path) -> str:
 
 def convert_adapter(loaded: Loaded, adapter: Path, output: Path) -> Path:
     """`output` is `adapter`, trained on the makers' own modules, for the plain checkpoint; all of it or nothing."""
-    refuse_existing(output)
     native = translating.natively(adapter, loaded)
     with staged(output) as folder:
         folder.mkdir()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ftcore.adapters import called_formerly, endings
 from ftcore.converting import Place
 from ftcore.discovery import declared_datum, sound
 from ftcore.errors import Refused
@@ -60,7 +61,7 @@ def natively(folder: Path, loaded: Loaded) -> Adapter:
         for native, tensor, module in counterparts(folder, name, files.read(name), modules, loaded.places, parted):
             tensors[OUTER + native] = tensor
             matched |= module
-    return Adapter(_config(config, matched, modules, loaded.places), tensors)
+    return Adapter(_config(config, matched, loaded), tensors)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -118,33 +119,18 @@ def _fits(folder: Path, name: str, tensor: Tensor, cut: Mapping[str, Place]) -> 
         )
 
 
-def _config(
-    fields: Mapping[str, Any], matched: Mapping[str, str], modules: Modules, places: Mapping[str, Place]
-) -> dict[str, Any]:
+def _config(fields: Mapping[str, Any], matched: Mapping[str, str], loaded: Loaded) -> dict[str, Any]:
     """The configuration under which these tensors are put where they belong."""
-    every = [module_of(name) for name in places if name.endswith(".weight")]
+    every = [module_of(name) for name in loaded.places if name.endswith(".weight")]
     config = {**fields, **{name: None for name in CHOOSING if name in fields}}
     config["target_modules"] = endings(list(matched), every)
     for field in filter(fields.get, NAMING):
-        config[field] = endings([native for old in fields[field] for native in _named(old, modules)], every)
+        config[field] = endings([native for old in fields[field] for native in called_formerly(loaded, old)], every)
     for field in (field for field in fields if field.endswith("_pattern") and isinstance(fields[field], dict)):
         values = {native: _patterned(fields[field], old) for native, old in matched.items()}
         config[field] = {native: value for native, value in values.items() if value is not None}
     return config
 
 
-def _named(old: str, modules: Modules) -> Iterator[str]:
-    for module, cut in modules.of.items():
-        if module == old or module.endswith(f".{old}"):
-            yield from cut
-
-
 def _patterned(patterns: Mapping[str, Any], name: str) -> Any:
     return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", name)), None)
-
-
-def endings(chosen: Sequence[str], every: Sequence[str]) -> list[str]:
-    """The short names that mean exactly `chosen` among `every` module, or the full names when there are none."""
-    short = {name.rpartition(".")[2] for name in chosen}
-    meant = {name for name in every if name.rpartition(".")[2] in short}
-    return sorted(short) if meant == set(chosen) else sorted(chosen)

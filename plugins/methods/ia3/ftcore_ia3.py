@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from ftcore import Data, FtcoreError, Loaded, Refused, Run, hookimpl, options
-from ftcore.adapters import by_name
-from ftcore_peft import MergeablePeftMethod, endings
+from ftcore.adapters import by_name, endings
+from ftcore_peft import MergeablePeftMethod
 from pydantic import Field
 
 if TYPE_CHECKING:

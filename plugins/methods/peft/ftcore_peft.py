@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from ftcore import Adapter, Data, FtcoreError, Loaded, OnModules, Refused, Run, hookimpl, options
+from ftcore.adapters import endings
 from pydantic import Field
 
 if TYPE_CHECKING:
@@ -225,13 +226,6 @@ def input_width(module: nn.Module) -> int:
     shapes = {name: parameter.shape for name, parameter in module.named_parameters(recurse=False)}
     shape = shapes.get("weight", (0,))
     return shape[0] if transposed(module) else shape[-1]
-
-
-def endings(chosen: Sequence[str], every: Sequence[str]) -> list[str]:
-    """The short names that mean exactly `chosen` among `every` module, or the full names when there are none."""
-    short = {name.rpartition(".")[2] for name in chosen}
-    meant = {name for name in every if name.rpartition(".")[2] in short}
-    return sorted(short) if meant == set(chosen) else sorted(chosen)
 
 
 @options

@@ -10,9 +10,9 @@ from typing import Any
 import ftcore
 import pytest
 import torch
-from ftcore.adapters import inject
+from ftcore.adapters import endings, inject
 from ftcore.testing import method_checks
-from ftcore_peft import ELSEWHERE, Peft, endings
+from ftcore_peft import ELSEWHERE, Peft
 from torch import nn
 from trials import bound, count, injected, on_a_layer
 
