@@ -10,14 +10,17 @@ if TYPE_CHECKING:
     from ftcore.api import attach, compare, convert, inject, load, merge, plan, plugins, run
     from ftcore.declaring import options
     from ftcore.errors import FtcoreError, Interrupted, Refused
-    from ftcore.hooks import Adapter, Batch, Data, Example, Loaded, Probe, Run, hookimpl
+    from ftcore.hooks import Adapter, Batch, Data, Example, Loaded, Piece, Probe, Run, Scoring, hookimpl
 
 _HOME = {
     **dict.fromkeys(
         ("attach", "compare", "convert", "inject", "load", "merge", "plan", "plugins", "run"), "ftcore.api"
     ),
     **dict.fromkeys(("FtcoreError", "Interrupted", "Refused"), "ftcore.errors"),
-    **dict.fromkeys(("Adapter", "Batch", "Data", "Example", "Loaded", "Probe", "Run", "hookimpl"), "ftcore.hooks"),
+    **dict.fromkeys(
+        ("Adapter", "Batch", "Data", "Example", "Loaded", "Piece", "Probe", "Run", "Scoring", "hookimpl"),
+        "ftcore.hooks",
+    ),
     "OnModules": "ftcore.adapters",
     "options": "ftcore.declaring",
 }
@@ -31,9 +34,11 @@ __all__ = [
     "Interrupted",
     "Loaded",
     "OnModules",
+    "Piece",
     "Probe",
     "Refused",
     "Run",
+    "Scoring",
     "attach",
     "compare",
     "convert",

@@ -23,12 +23,13 @@ class Injected:
     """A model with its adapter in place.
 
     `names` are the state-dict entries that the base did not bring, or that train; `matched` the base's modules in
-    which something trains.
+    which something trains; `beside` those of `names` that train beside the methods' own: a head's.
     """
 
     model: nn.Module
     names: tuple[str, ...]
     matched: tuple[str, ...]
+    beside: tuple[str, ...] = ()
 
     @property
     def trainable(self) -> int:
@@ -49,7 +50,8 @@ class Injected:
 def inject(hooks: Hooks, run: Run, loaded: Loaded, data: Data | None, steps: int) -> Injected:
     """Each method's adapter in the order named, on a frozen base; what any of them made trainable trains in float32.
 
-    Where nothing trains, a tensor of the base keeps its precision: the layers around it expect no other.
+    So do the modules that train beside any method. Where nothing trains, a tensor of the base keeps its precision: the
+    layers around it expect no other.
     """
     base = list(_everything(loaded.model))
     modules = dict(loaded.model.named_modules())
@@ -65,12 +67,19 @@ def inject(hooks: Hooks, run: Run, loaded: Loaded, data: Data | None, steps: int
             raise Refused(f"{chosen.label} left nothing to train in {type(loaded.model).__name__}; choose other parts")
         wanted |= made
     own = {id(tensor) for tensor in base}
+    heads = {id(p) for name in loaded.trained for p in modules[name].parameters()}
+    beside = heads - wanted
+    wanted |= heads
     for parameter in model.parameters():
         if id(parameter) in wanted:
             if run.intent in ("train", "plan") or id(parameter) not in own:
                 parameter.data = parameter.data.float()
             parameter.requires_grad_(True)
-    return Injected(model, _names(model, own), _matched(model, modules.keys()))
+    named = model.state_dict(keep_vars=True)
+    names = _names(model, own)
+    return Injected(
+        model, names, _matched(model, modules.keys()), tuple(name for name in names if id(named[name]) in beside)
+    )
 
 
 def _everything(model: nn.Module) -> Sequence[Tensor]:
@@ -130,21 +139,27 @@ def give(injected: Injected, tensors: Mapping[str, Tensor]) -> None:
 
 
 def saved(hooks: Hooks, run: Run, injected: Injected) -> Adapter:
-    """The adapter in its method's published format, or under the core's own names; an empty one is an error."""
+    """The adapter in its method's published format, or under the core's own names; an empty one is an error.
+
+    What trains beside the methods is in it under its own name.
+    """
     adapter = hooks.save_adapter(run, injected.model)
     adapter = adapter or Adapter({"ftcore_methods": [c.name for c in hooks.methods]}, injected.tensors())
     if not adapter.tensors:
         raise FtcoreError(f"{hooks.methods[0].label} returned no tensor from save_adapter; return what it trained")
-    return adapter
+    state = injected.tensors()
+    return replace(adapter, tensors={**adapter.tensors, **{name: state[name] for name in injected.beside}})
 
 
 def restore(hooks: Hooks, run: Run, injected: Injected, adapter: Adapter) -> None:
     """The model answers as the one that `adapter` was saved from; a tensor nobody took is refused by name."""
-    taken = hooks.load_adapter(run, injected.model, adapter)
+    others = {name: tensor for name, tensor in adapter.tensors.items() if name not in injected.beside}
+    taken = hooks.load_adapter(run, injected.model, replace(adapter, tensors=others))
     if taken is None:
         give(injected, adapter.tensors)
         return
-    ignored = sorted(adapter.tensors.keys() - taken)
+    give(replace(injected, names=injected.beside), {n: t for n, t in adapter.tensors.items() if n not in others})
+    ignored = sorted(others.keys() - taken)
     if ignored:
         raise Refused(f"{hooks.methods[0].label} has no place for tensor '{ignored[0]}' of the saved adapter")
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
@@ -136,10 +136,11 @@ class Order:
     batch_tokens: int | None
     accumulate: int
     by_length: bool = False
+    shares: tuple[tuple[int, int], ...] = ()
 
     def epoch(self, epoch: int) -> list[list[list[int]]]:
         """The steps of one epoch, each a list of micro-batches, each a list of row numbers."""
-        order = permutation(len(self.sizes), self.seed, "order", epoch)
+        order = self._drawn(epoch)
         if self.by_length:
             order = self._sorted_in_windows(order)
         batches = list(self._batches(order))
@@ -147,10 +148,27 @@ class Order:
             batches = [batches[i] for i in permutation(len(batches), self.seed, "batches", epoch)]
         return [batches[i : i + self.accumulate] for i in range(0, len(batches), self.accumulate)]
 
+    @property
+    def rows(self) -> int:
+        """Rows in one epoch."""
+        return sum(taken for _, taken in self.shares) if self.shares else len(self.sizes)
+
+    def _drawn(self, epoch: int) -> list[int]:
+        """The rows of an epoch, shuffled: all of them, or of each run of rows its share, drawn anew each time."""
+        if not self.shares:
+            return permutation(len(self.sizes), self.seed, "order", epoch)
+        chosen: list[int] = []
+        start = 0
+        for number, (count, taken) in enumerate(self.shares):
+            rest = permutation(count, self.seed, "share", number, epoch)[: taken % count] if count else []
+            chosen += [start + i for i in [*range(count)] * (taken // max(1, count)) + rest]
+            start += count
+        return [chosen[i] for i in permutation(len(chosen), self.seed, "order", epoch)]
+
     def steps(self, epochs: int) -> int:
         """Optimizer steps in that many epochs."""
         if self.batch_tokens is None:
-            batches = -(-len(self.sizes) // self.batch_size)
+            batches = -(-self.rows // self.batch_size)
             return epochs * -(-batches // self.accumulate)
         return sum(len(self.epoch(epoch)) for epoch in range(epochs))
 
@@ -170,11 +188,12 @@ class Order:
         batch: list[int] = []
         filled = 0
         for index in order:
-            if batch and self._full(len(batch), filled, self.sizes[index]):
+            size = int(self.sizes[index])
+            if batch and self._full(len(batch), filled, size):
                 yield batch
                 batch, filled = [], 0
             batch.append(index)
-            filled += self.sizes[index]
+            filled += size
         if batch:
             yield batch
 
@@ -190,18 +209,41 @@ class Order:
     @cached_property
     def largest(self) -> int:
         """Tokens in the largest micro-batch of the first epoch."""
-        return max((sum(self.sizes[i] for i in batch) for step in self.epoch(0) for batch in step), default=0)
+        return max((sum(int(self.sizes[i]) for i in batch) for step in self.epoch(0) for batch in step), default=0)
+
+
+def row_key(row: Row) -> bytes:
+    """32 bytes that differ whenever what the model learns from the row differs."""
+    import hashlib
+
+    return hashlib.sha256(row.identity()).digest()
 
 
 def digest(rows: Sequence[Row]) -> str:
     """A fingerprint of the rows, in order."""
     import hashlib
 
+    keys = rows.keys() if isinstance(rows, Indexed) else map(row_key, rows)
     hashed = hashlib.sha256()
-    for row in rows:
-        hashed.update(row.identity())
-        hashed.update(b"\0row\0")
+    for key in keys:
+        hashed.update(key)
     return hashed.hexdigest()
+
+
+def sizes_of(rows: Sequence[Row]) -> Sequence[int]:
+    """Tokens in each row."""
+    return rows.sizes() if isinstance(rows, Indexed) else [row.size for row in rows]
+
+
+@runtime_checkable
+class Indexed(Protocol):
+    """Rows that know of each its size and its key without reading it."""
+
+    def sizes(self) -> Sequence[int]:
+        """Tokens in each row."""
+
+    def keys(self) -> Sequence[bytes]:
+        """The `row_key` of each row."""
 
 
 def collator(loaded: Loaded, settings: Settings) -> Callable[[Sequence[TokenRow]], Batch]:

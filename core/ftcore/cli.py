@@ -323,10 +323,9 @@ def _screen() -> Screen:
 
 
 def _summary(outcome: Any) -> Iterator[str]:
-    for name in ("loss", "perplexity", "bits_per_character"):
-        if name in outcome.metrics:
-            rows, before, after = int(outcome.metrics["rows"]), outcome.before[name], outcome.metrics[name]
-            yield f"{name.replace('_', ' ')} on {rows} held-out rows: {before:.4f} before, {after:.4f} after"
+    for name in (name for name in outcome.metrics if name in outcome.before and name not in ("tokens", "rows")):
+        rows, before, after = int(outcome.metrics["rows"]), outcome.before[name], outcome.metrics[name]
+        yield f"{name.replace('_', ' ')} on {rows} held-out rows: {before:.4f} before, {after:.4f} after"
     for sample in outcome.samples:
         yield f"asked:   {sample['question']}"
         yield f"  before: {_line(sample['before'])}"
@@ -350,7 +349,11 @@ def plan(ctx: click.Context, /, file: str | None, as_json: bool, **given: Any) -
     from ftcore.progress import Silent
 
     planned = planning.plan(_keys(ctx, file, given), Silent())
-    click.echo(json.dumps(planned.plain(), indent=2, ensure_ascii=False) if as_json else planning.text(planned))
+    click.echo(
+        json.dumps(planned.plain(), indent=2, ensure_ascii=False)
+        if as_json
+        else planning.text(planned, colour=sys.stdout.isatty())
+    )
     if planned.refused:
         raise click.exceptions.Exit(Refused.exit_code)
 
@@ -488,6 +491,20 @@ def evaluate(directory: Path, data: tuple[str, ...], as_json: bool) -> None:
         return
     for name, value in metrics.items():
         click.echo(f"{name.replace('_', ' ')}: {value:,.4f}".removesuffix(".0000"))
+
+
+@cli.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("--data", multiple=True, metavar="FILE", help="Rows to answer; without it the run's held-out rows.")
+@click.option("--output", required=True, type=click.Path(path_type=Path), metavar="FILE", help="File of JSON lines.")
+def predict(directory: Path, data: tuple[str, ...], output: Path) -> None:
+    """Write what a finished run answers to rows, a line of JSON each; they need no answers of their own."""
+    from ftcore import pipeline
+
+    screen = _screen()
+    _note_changed_plugins(directory, screen)
+    count = pipeline.predict_run(directory, data, output, screen)
+    click.echo(f"{count} answers are in {output}")
 
 
 def _note_changed_plugins(directory: Path, screen: Screen) -> None:

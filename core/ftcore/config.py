@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ftcore.declaring import build, declared, dump, nearest
-from ftcore.discovery import PLUGIN_KEYS, Chosen, Kind, check_combination, choose, spelling
+from ftcore.discovery import PLUGIN_KEYS, Chosen, Kind, check_combination, choose, spelling, with_options
 from ftcore.errors import Refused
 from ftcore.settings import Settings
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A run, resolved: the settings and every plugin with its options."""
+    """A run, resolved: the settings and every plugin with its options; `filled` are those that the rows decided."""
 
     settings: Settings
     chosen: tuple[Chosen, ...]
+    filled: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def with_filled(self, filled: Mapping[str, Mapping[str, Any]]) -> Recipe:
+        """The recipe with options that rows decided, by the name of their plugin."""
+        chosen = tuple(with_options(c, filled[c.name]) if filled.get(c.name) else c for c in self.chosen)
+        return replace(self, chosen=chosen, filled=filled)
 
     def named(self, kind: Kind) -> str:
         """The names of the plugins of one kind, joined as a user types them."""

@@ -40,6 +40,7 @@ def record(recipe: Recipe, loaded: Loaded, data: Data, steps: int) -> dict[str, 
     return {
         "ftcore": metadata.version("ftcore"),
         "run": written,
+        "filled": {name: dict(options) for name, options in recipe.filled.items()},
         "steps": steps,
         "base": loaded.checkpoint,
         "plugins": [
@@ -208,6 +209,7 @@ class Saved:
     run: Mapping[str, Any]
     steps: int
     base_fingerprint: str
+    filled: Mapping[str, Mapping[str, Any]]
 
 
 def read_run(output: Path) -> Saved:
@@ -217,7 +219,8 @@ def read_run(output: Path) -> Saved:
     if not is_finished(output):
         raise Refused(f"the run in '{output}' is not finished; run its command again first")
     saved = json.loads((output / RUN_FILE).read_text(encoding="utf-8"))
-    return Saved({**saved["run"], **_spelled(saved["plugins"])}, int(saved["steps"]), saved["fingerprints"]["base"])
+    run = {**saved["run"], **_spelled(saved["plugins"])}
+    return Saved(run, int(saved["steps"]), saved["fingerprints"]["base"], saved.get("filled", {}))
 
 
 def _spelled(plugins: Sequence[Mapping[str, Any]]) -> dict[str, str]:

@@ -9,7 +9,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, Literal
@@ -305,6 +305,14 @@ def choose(kind: Kind, given: object, options: Mapping[str, object]) -> Chosen:
     return Chosen(kind, cls.__name__.lower(), "", "", given)
 
 
+def with_options(chosen: Chosen, options: Mapping[str, Any]) -> Chosen:
+    """The plugin with `options` laid over its own."""
+    from ftcore.declaring import build, dump
+
+    plugin: Any = chosen.plugin
+    return replace(chosen, plugin=build(type(plugin), {**dump(plugin), **options}, chosen.label))
+
+
 def code_of(plugin: object) -> str | None:
     """A sha256 over the sources of a plugin's class (or of an instance's), wherever they lie; None without sources."""
     cls = plugin if isinstance(plugin, type) else type(plugin)
@@ -342,6 +350,14 @@ class Hooks:
                     raise Refused(f"{source[key]} and {chosen.label} ask for different values of '{key}'; drop one")
                 agreed[key], source[key] = value, chosen.label
         return agreed
+
+    def fill_options(self, run: Run, chosen: Chosen) -> dict[str, Any]:
+        """The options of `chosen` that its rows decide."""
+        if not self._answers(chosen, "fill_options"):
+            return {}
+        others = [c.plugin for c in self.chosen if c is not chosen]
+        answers = self._called("fill_options", self.manager.subset_hook_caller("fill_options", others), run=run)
+        return {key: value for answer in answers for key, value in answer.items()}
 
     def load_model(self, run: Run) -> Loaded:
         """The answer of the model plugin."""

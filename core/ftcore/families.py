@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 Info = Mapping[str, Any]  # what transformers says of the names that a checkpoint and a model do not share
 
 UNLIMITED = 2**20  # positions, where a family computes them from distances
+LABELS = ("num_labels", "id2label", "label2id", "problem_type")  # fields of a config that a task decides
 
 # What a task may ask for, and the class of transformers that has it.
 HEADS: Mapping[str, str] = {
@@ -59,7 +60,8 @@ class HFModel:
 
     In a pattern `*` stands for any run of characters, a block's number or more; blanks separate several patterns.
     `originals` say how checkpoints of other names and shapes become native. `leftovers` are expressions for tensors
-    that files hold and the model asked for does not need; `drawn_heads` those heads that a checkpoint may lack.
+    that files hold and the model asked for does not need; `drawn_heads` those heads that a checkpoint may lack, or
+    have for other labels: the modules with the role `head`, and what pools for them, then train whole beside any method.
     `unpackable` is why rows are padded, for all types or by type. `sizes` are published checkpoints by their names for
     short, the first of them taken where none is named and there is no starter.
     """
@@ -146,15 +148,17 @@ class HFModel:
         stops: tuple[int, ...],
     ) -> Loaded:
         config: Any = model.config
+        parts = parts_of(model, self.roles)
         return Loaded(
             model=model,
             tokenizer=tokenizer,
-            parts=parts_of(model, self.roles),
+            parts=parts,
             checkpoint=folder,
             max_positions=int(getattr(config, "max_position_embeddings", None) or UNLIMITED),
             vocab_size=int(config.vocab_size),
             stop_ids=stops,
             unpackable=self._why_padded(config),
+            trained=(*parts.get("head", ()), *_poolers(model)) if run.head in self.drawn_heads else (),
             lr_scale=self.starter_lr_scale if folder == str(self.starter) else 1.0,
         )
 
@@ -174,7 +178,9 @@ class HFModel:
         given = {"attn_implementation": register(), "dtype": dtype_of(run.settings), "trust_remote_code": False}
         if self._why_padded(config):
             given.pop("attn_implementation")
-        given |= kwargs
+        given |= {name: value for name, value in kwargs.items() if name not in LABELS}
+        for name in (label for label in LABELS if label in kwargs):
+            setattr(config, name, kwargs[name])
         if run.intent == "plan":
             with torch.device("meta"):
                 return auto.from_config(config, **given)  # type: ignore[no-any-return]
@@ -188,15 +194,21 @@ class HFModel:
 
     def _spared(self, run: Run, model: PreTrainedModel, info: Info) -> Info:
         """What is missing and unexpected without a head to be drawn and without leftovers, which both are said."""
-        unexpected, missing = set(info["unexpected_keys"]), set(info["missing_keys"])
+        unexpected, missing, other = set(info["unexpected_keys"]), set(info["missing_keys"]), _misshapen(info)
         left = {name for name in unexpected if any(re.fullmatch(pattern, name) for pattern in self.leftovers)}
-        drawn = missing if run.head in self.drawn_heads and _is_the_head(missing, model) else set()
+        drawn = missing | other if run.head in self.drawn_heads and _of_the_head(missing, other, model) else set()
         if run.intent == "train" and drawn:
-            run.say(f"the checkpoint has no head for {run.head}: a new one is drawn ({_modules_of(drawn)})")
+            why = "has no head" if drawn == missing else "has a head of another size"
+            run.say(f"the checkpoint {why} for {run.head}: a new one is drawn ({_modules_of(drawn)})")
         if run.intent == "train" and left:
             many = f"{len(left)} tensors of the checkpoint have" if len(left) > 1 else "1 tensor of the checkpoint has"
             run.say(f"{many} no use here and {'are' if len(left) > 1 else 'is'} left out ({_modules_of(left)})")
-        return {**info, "unexpected_keys": unexpected - left, "missing_keys": missing - drawn}
+        return {
+            **info,
+            "unexpected_keys": unexpected - left,
+            "missing_keys": missing - drawn,
+            "mismatched_keys": other - drawn,
+        }
 
 
 def converting_family(checkpoint: str) -> str:
@@ -407,12 +419,22 @@ def strictly_loaded(
     return model  # type: ignore[no-any-return]
 
 
-def _is_the_head(missing: set[str], model: PreTrainedModel) -> bool:
-    """Whether exactly the head of `model` is missing, with or without what pools for it."""
+def _poolers(model: PreTrainedModel) -> list[str]:
+    """What sums a row up for its head, which checkpoints without that head lack too."""
+    return [name for name, _ in model.named_modules() if name == f"{model.base_model_prefix}.pooler"]
+
+
+def _misshapen(info: Info) -> set[str]:
+    return {key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]}
+
+
+def _of_the_head(missing: set[str], misshapen: set[str], model: PreTrainedModel) -> bool:
+    """Whether the head of `model` is missing whole, with or without what pools for it, or of another size."""
     inside = f"{model.base_model_prefix}."
     head = {name for name, _ in model.named_parameters() if not name.startswith(inside)}
     pooling = {f"{inside}pooler.dense.weight", f"{inside}pooler.dense.bias"}
-    return bool(head) and head <= missing <= head | pooling
+    whole = head <= missing <= head | pooling if missing else bool(misshapen)
+    return bool(head) and whole and misshapen <= head
 
 
 def _modules_of(names: set[str]) -> str:

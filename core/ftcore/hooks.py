@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import pluggy
 
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 hookspec = pluggy.HookspecMarker("ftcore")
 hookimpl = pluggy.HookimplMarker("ftcore")
 
-Intent = Literal["train", "plan", "merge", "infer"]
+# What the model is loaded for; rows to predict need no answers of their own.
+Intent = Literal["train", "plan", "merge", "infer", "predict"]
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ class Loaded:
     `unpackable` says why rows cannot be laid end to end; empty means that they can. `lr_scale` is what a method's
     suggested learning rate is multiplied by: a very small model wants larger steps. `tensors` opens the checkpoint's
     tensors under the model's names, each read when it is asked for, where its files hold them in another shape, and
-    `places` says what each of them is cut from.
+    `places` says what each of them is cut from. `trained` are modules that train whole beside any method, as a head
+    does that the checkpoint lacks.
     """
 
     model: nn.Module
@@ -57,6 +59,7 @@ class Loaded:
     lr_scale: float = 1.0
     tensors: Callable[[], Mapping[str, Tensor]] | None = None
     places: Mapping[str, Place] = field(default_factory=dict)
+    trained: tuple[str, ...] = ()
 
 
 class Row(Protocol):
@@ -93,12 +96,37 @@ class Probe:
     input_ids: tuple[int, ...]
 
 
+class Piece(NamedTuple):
+    """A token, or more, of a row as a person sees it: its text, what is learned there, and whose it is."""
+
+    text: str
+    learned: str | bool = False
+    role: str = ""
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What a task makes of held-out rows beside their loss: an answer to each, and figures over all answers.
+
+    `predict(model, rows)` gives one answer for each row, of plain values, which processes exchange; `lines(rows,
+    answers)` one JSON object for each record that the rows came from, in their order, as `ftcore predict` writes it;
+    `score(lines)` figures by name, of lines that hold what is right. `generates` tells that answers are written token
+    by token: while a run trains, only the first `--score-rows` are.
+    """
+
+    predict: Callable[[nn.Module, Sequence[Any]], Sequence[Any]]
+    lines: Callable[[Sequence[Any], Sequence[Any]], Sequence[Mapping[str, Any]]]
+    score: Callable[[Sequence[Mapping[str, Any]]], Mapping[str, float]]
+    generates: bool = False
+
+
 @dataclass(frozen=True)
 class Data:
     """Rows, how to batch them, and the loss.
 
     `loss(model, batch)` is the sum, not the mean, over `batch.weight` supervised items, as a scalar tensor.
-    `counts` are tokens by role and rows left out or cut; `sample` is one row as (text, supervised) pieces.
+    `counts` are tokens by role and rows left out or cut; `sample` is one row in pieces: (text, learned), or with a
+    role. `shares` parts the training rows, in their order, into runs of so many rows, of which an epoch takes so many.
     """
 
     train: Sequence[Row]
@@ -106,10 +134,12 @@ class Data:
     collate: Callable[[Sequence[Any]], Batch]
     loss: Callable[[nn.Module, Batch], Tensor]
     counts: Mapping[str, int] = field(default_factory=dict)
-    sample: tuple[tuple[str, bool], ...] = ()
+    sample: tuple[tuple[str, bool] | Piece, ...] = ()
     probes: tuple[Probe, ...] = ()
     stop_ids: tuple[int, ...] = ()
     metrics: Callable[[float], Mapping[str, float]] = lambda loss: {"loss": loss}
+    scoring: Scoring | None = None
+    shares: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -133,8 +163,17 @@ class Adapter:
 
 
 @hookspec
+def fill_options(run: Run) -> Mapping[str, Any] | None:
+    """Called before anything is loaded, when a run begins or is planned: options of this plugin that its rows decide.
+
+    The run is recorded with them, so that it can be opened without its rows: a classifier's labels. Every plugin is
+    asked by itself.
+    """
+
+
+@hookspec
 def load_kwargs(run: Run) -> Mapping[str, Any] | None:
-    """Called before the model is loaded: keywords for its `from_pretrained`, or None.
+    """Called before the model is loaded: keywords for its `from_pretrained`, fields of its config, or None.
 
     Every answer counts; two plugins that want different values of one key are refused by name.
     """

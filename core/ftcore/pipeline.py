@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ftcore import adapters, config, directory
 from ftcore.adapters import Injected
-from ftcore.batches import Order, TokenRow
+from ftcore.batches import Indexed, Order, TokenRow, sizes_of
 from ftcore.checkpoints import Store, locked, publish
 from ftcore.config import Recipe
 from ftcore.discovery import Hooks, bind, declared_datum
@@ -24,7 +24,7 @@ from ftcore.generation import generate
 from ftcore.hooks import Data, Intent, Loaded, Run
 from ftcore.progress import Screen, Silent
 from ftcore.seeds import seeded
-from ftcore.training import Core, Job, evaluate, evaluation_order, stoppable, train
+from ftcore.training import Core, Job, evaluate, evaluation_order, lines, stoppable, train
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -62,6 +62,7 @@ class Prepared:
 
 def run(recipe: Recipe, screen: Screen) -> Outcome:
     """The run is finished in its output directory: begun, resumed, or found finished already."""
+    recipe = completed(recipe)
     accelerator = accelerator_for(recipe)
     main, output = accelerator.is_main_process, recipe.output
     screen = screen if main else Silent()
@@ -100,6 +101,13 @@ def prepare(recipe: Recipe, screen: Screen, *, answer: bool) -> Prepared:
     return Prepared(recipe, hooks, run, loaded, data, order, steps, injected, answers)
 
 
+def completed(recipe: Recipe) -> Recipe:
+    """The recipe with the options that the rows decide, which are then part of the run."""
+    hooks, run = begin(recipe, "plan", lambda line: None)
+    filled = {chosen.name: hooks.fill_options(run, chosen) for chosen in recipe.chosen}
+    return recipe.with_filled({name: options for name, options in filled.items() if options})
+
+
 def rehearse(recipe: Recipe) -> None:
     """Refused before a weight is read when model and methods do not go together, as their shapes alone tell."""
     hooks, run = begin(recipe, "plan", lambda line: None)
@@ -124,9 +132,19 @@ def load_model(hooks: Hooks, run: Run) -> Loaded:
     reasons = (loaded.unpackable, *(declared_datum(chosen.plugin, "unpackable") for chosen in hooks.methods))
     loaded = replace(loaded, unpackable=next(filter(None, reasons), ""))
     loaded.model.eval()
+    _place(run, loaded.model)
     if run.settings.gradient_checkpointing and run.intent == "train":
         loaded.model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
     return loaded
+
+
+def _place(run: Run, model: Any) -> None:
+    """The model is on the accelerator, if there is one, unless its loader has placed it."""
+    import torch
+
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if device is not None and run.intent in ("train", "infer", "predict") and not hasattr(model, "hf_device_map"):
+        model.to(device)
 
 
 def prepare_data(hooks: Hooks, run: Run, loaded: Loaded) -> Data:
@@ -135,9 +153,10 @@ def prepare_data(hooks: Hooks, run: Run, loaded: Loaded) -> Data:
         data = hooks.prepare_data(run, loaded)
     if run.intent == "train" and not data.train:
         raise Refused("there are no training rows; name a file with --data")
-    for row in (*data.train, *data.eval):
-        if isinstance(row, TokenRow):
-            check_row(row, loaded.vocab_size)
+    for rows in (data.train, data.eval):
+        for row in () if isinstance(rows, Indexed) else rows:  # those were looked at when they were written
+            if isinstance(row, TokenRow):
+                check_row(row, loaded.vocab_size)
     return data
 
 
@@ -156,12 +175,13 @@ def order_of(recipe: Recipe, loaded: Loaded, data: Data) -> Order:
     """The order in which training rows come, across all processes."""
     settings = recipe.settings
     return Order(
-        [row.size for row in data.train],
+        sizes_of(data.train),
         settings.seed,
         settings.batch_size,
         settings.batch_tokens,
         settings.accumulate * int(os.environ.get("WORLD_SIZE", "1")),
         by_length=bool(loaded.unpackable) or settings.packing == "off",
+        shares=data.shares,
     )
 
 
@@ -292,7 +312,7 @@ def reopen(
 ) -> tuple[Recipe, Hooks, Run, int]:
     """A finished run begun anew for another purpose, and the steps that it took."""
     saved = directory.read_run(output)
-    recipe = config.resolve(config.overridden(saved.run, overrides))
+    recipe = config.resolve(config.overridden(saved.run, overrides)).with_filled(saved.filled)
     return recipe, *begin(recipe, intent, say), saved.steps
 
 
@@ -308,25 +328,67 @@ def attach(
     output: Path, intent: Intent, say: Callable[[str], None], overrides: Mapping[str, object] | None = None
 ) -> Attached:
     """The adapted model of a finished run, in evaluation mode; refused when base or adapter are not what they were."""
-    recipe, hooks, run, steps = reopen(output, intent, overrides or {}, say)
-    loaded = load_base(hooks, run, output)
+    return attached_to(*opened_base(output, intent, say, overrides or {}))
+
+
+def opened_base(
+    output: Path, intent: Intent, say: Callable[[str], None], overrides: Mapping[str, object]
+) -> tuple[Path, Recipe, Hooks, Run, int, Loaded]:
+    """A finished run with its base loaded, not yet adapted, and the tokenizer that it trained with."""
+    recipe, hooks, run, steps = reopen(output, intent, overrides, say)
+    loaded = replace(load_base(hooks, run, output), tokenizer=read_tokenizer(str(output)))
+    return output, recipe, hooks, run, steps, loaded
+
+
+def attached_to(output: Path, recipe: Recipe, hooks: Hooks, run: Run, steps: int, loaded: Loaded) -> Attached:
+    """The base with its adapter in place, as training left it."""
     base_class, base_names = type(loaded.model), frozenset(loaded.model.state_dict())
     injected = inject_adapter(hooks, run, loaded, None, steps)
     adapters.restore(hooks, run, injected, directory.read_adapter(output))
     injected.model.eval()
-    adapted = replace(loaded, model=injected.model, tokenizer=read_tokenizer(str(output)))
-    return Attached(recipe, hooks, run, adapted, injected, base_class, base_names)
+    return Attached(recipe, hooks, run, replace(loaded, model=injected.model), injected, base_class, base_names)
+
+
+@dataclass(frozen=True)
+class Examined:
+    """A finished run with rows to answer: they were prepared on the base, before the adapter was in it."""
+
+    attached: Attached
+    data: Data
+    accelerator: Accelerator
+    model: nn.Module
+    order: Order
+
+
+def examined(output: Path, data: Sequence[str], intent: Intent, screen: Screen) -> Examined:
+    """The finished run and the rows of `data`, or its own held-out rows; refused when there are none."""
+    overrides: dict[str, object] = {"data": [], "eval_data": list(data), "eval_share": 0.0} if data else {}
+    opened = opened_base(output, intent, screen.say, overrides)
+    _, recipe, hooks, run, _, loaded = opened
+    prepared = prepare_data(hooks, run, loaded)
+    if not prepared.eval:
+        raise Refused(f"the run in '{output}' held no rows out; name some with --data")
+    attached, accelerator = attached_to(*opened), accelerator_for(recipe)
+    model = accelerator.prepare(attached.injected.model)
+    return Examined(attached, prepared, accelerator, model, evaluation_order(recipe.settings, prepared))
 
 
 def evaluate_run(output: Path, data: Sequence[str], screen: Screen) -> dict[str, float]:
     """The task's metrics of a finished run on the rows of `data`, or on its own held-out rows."""
-    overrides: dict[str, object] = {"data": [], "eval_data": list(data), "eval_share": 0.0} if data else {}
-    attached = attach(output, "infer", screen.say, overrides)
-    prepared = prepare_data(attached.hooks, attached.run, attached.loaded)
-    if not prepared.eval:
-        raise Refused(f"the run in '{output}' held no rows out; name some with --data")
-    accelerator = accelerator_for(attached.recipe)
-    model = accelerator.prepare(attached.injected.model)
-    order = evaluation_order(attached.recipe.settings, prepared)
-    metrics = evaluate(attached.run, prepared, model, order, accelerator, prepared.loss)
+    found = examined(output, data, "infer", screen)
+    run, rows = found.attached.run, found.data
+    metrics = evaluate(run, rows, found.model, found.order, found.accelerator, rows.loss)
     return {name: value for name, value in metrics.items() if math.isfinite(value)}
+
+
+def predict_run(output: Path, data: Sequence[str], file: Path, screen: Screen) -> int:
+    """`file` holds what the finished run answers, a line of JSON for each record of `data`; returns their number."""
+    found = examined(output, data, "predict", screen)
+    if found.data.scoring is None:
+        task = found.attached.recipe.named("task")
+        raise Refused(f"the task '{task}' answers no rows; 'ftcore evaluate' measures its loss")
+    answers = lines(found.attached.run, found.data, found.model, found.order, found.accelerator)
+    if found.accelerator.is_main_process:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        publish(file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in answers).encode())
+    return len(answers)

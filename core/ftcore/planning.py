@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import groupby
 from typing import Any
 
 from ftcore import config
@@ -11,8 +12,8 @@ from ftcore.adapters import Injected
 from ftcore.config import Recipe
 from ftcore.discovery import Hooks
 from ftcore.errors import Refused
-from ftcore.hooks import Data, Loaded, Run
-from ftcore.pipeline import MANY_STEPS, begin, inject_adapter, load_model, order_of, prepare_data
+from ftcore.hooks import Data, Loaded, Piece, Run
+from ftcore.pipeline import MANY_STEPS, begin, completed, inject_adapter, load_model, order_of, prepare_data
 from ftcore.progress import Screen, size
 from ftcore.settings import dtype_of
 
@@ -38,7 +39,7 @@ class Plan:
     batch_tokens: int = 0
     packed: bool = True
     peak_memory_bytes: int = 0
-    sample: tuple[tuple[str, bool], ...] = ()
+    sample: tuple[Piece, ...] = ()
 
     def plain(self) -> dict[str, Any]:
         """The plan as plain JSON values."""
@@ -49,7 +50,7 @@ def plan(keys: Mapping[str, object], screen: Screen) -> Plan:
     """The run that `keys` describe, taken as far as it goes without weights; a refusal is part of the answer."""
     notices: list[str] = []
     try:
-        return _plan(config.resolve(keys), notices)
+        return _plan(completed(config.resolve(keys)), notices)
     except Refused as refusal:
         return Plan(refused=str(refusal), notices=tuple(notices))
     finally:
@@ -93,7 +94,7 @@ def _plan(recipe: Recipe, notices: list[str]) -> Plan:
         batch_tokens=largest,
         packed=not loaded.unpackable and recipe.settings.packing == "auto",
         peak_memory_bytes=peak_memory(recipe, loaded, injected, stored, data, largest),
-        sample=data.sample if data else (),
+        sample=tuple(Piece(*piece) for piece in data.sample) if data else (),
     )
 
 
@@ -131,8 +132,8 @@ def peak_memory(recipe: Recipe, loaded: Loaded, injected: Injected, stored: int,
     return stored + 16 * injected.trainable + tokens * kept * width + logits
 
 
-def text(planned: Plan) -> str:
-    """The plan as a person reads it; supervised text of the sample stands between ⟦ and ⟧."""
+def text(planned: Plan, *, colour: bool = False) -> str:
+    """The plan as a person reads it; what is learned of the sample stands between ⟦ and ⟧, its tokens parted by │."""
     if planned.refused:
         return f"this run would be refused: {planned.refused}"
     share = 100 * planned.trainable_parameters / max(1, planned.total_parameters)
@@ -148,7 +149,7 @@ def text(planned: Plan) -> str:
         f"steps        {planned.steps:,}, at most {planned.batch_tokens:,} tokens in a micro-batch, "
         + ("packed without padding" if planned.packed else "padded"),
         f"memory       about {size(planned.peak_memory_bytes)} (an estimate)",
-        f"sample       {_masked(planned.sample)}",
+        f"sample       {masked(planned.sample, colour=colour)}",
     ]
     return "\n".join(lines)
 
@@ -165,10 +166,29 @@ def _abridged(names: tuple[str, ...], shown: int = 4) -> str:
     return ", ".join(names[:shown]) + (" …" if len(names) > shown else "")
 
 
-def _masked(sample: tuple[tuple[str, bool], ...]) -> str:
-    text, inside = "", False
-    for piece, supervised in sample:
-        if supervised != inside:
-            text += "⟦" if supervised else "⟧"
-        text, inside = text + piece, supervised
-    return text + ("⟧" if inside else "")
+def masked(sample: Sequence[Piece], *, colour: bool = False) -> str:
+    """Text of a row token by token: learned tokens between ⟦ and ⟧, or each with its label, and whose they are."""
+    groups = [(key, list(pieces)) for key, pieces in groupby(sample, key=lambda piece: (piece.role, _kind(piece)))]
+    told, before = [], ""
+    for (role, kind), pieces in groups:
+        told.append(f"[{role}] " if role and role != before else "")
+        told.append(_group(kind, pieces, colour=colour))
+        before = role
+    return "".join(told)
+
+
+def _kind(piece: Piece) -> str:
+    return "label" if isinstance(piece.learned, str) and piece.learned else "token" if piece.learned else ""
+
+
+def _group(kind: str, pieces: Sequence[Piece], *, colour: bool) -> str:
+    if kind == "label":
+        return "".join(_styled(f"{piece.text}⟦{piece.learned}⟧", "green", colour=colour) for piece in pieces)
+    text = "│".join(piece.text for piece in pieces)
+    return _styled(f"⟦{text}⟧", "green", colour=colour) if kind else _styled(text, "bright_black", colour=colour)
+
+
+def _styled(text: str, name: str, *, colour: bool) -> str:
+    import click
+
+    return click.style(text, fg=name) if colour else text

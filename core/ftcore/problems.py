@@ -56,6 +56,11 @@ class Problems:
     def __len__(self) -> int:
         return len(self._found)
 
+    @property
+    def everything(self) -> tuple[Problem, ...]:
+        """All of them, in the order found."""
+        return tuple(self._found)
+
     def kinds(self, limit: int = 6) -> list[str]:
         """How many problems there are of each kind, the most frequent first."""
         counts = Counter(problem.kind for problem in self._found).most_common()

@@ -52,6 +52,31 @@ def read_records(sources: Sequence[str], problems: Problems) -> list[Record]:
     return [record for source in sources for record in _records(source, problems)]
 
 
+def iter_records(sources: Sequence[str], problems: Problems) -> Iterator[Record]:
+    """Sound rows in order, read as they are asked for."""
+    for source in sources:
+        yield from _records(source, problems)
+
+
+def weighted(spec: str) -> tuple[str, float | None]:
+    """A source and the weight behind its colon, if there is one."""
+    source, colon, weight = spec.rpartition(":")
+    try:
+        return (source, float(weight)) if colon and not Path(spec).exists() else (spec, None)
+    except ValueError:
+        return spec, None
+
+
+def fingerprint(sources: Sequence[str]) -> str:
+    """A digest of the contents of the sources."""
+    import hashlib
+
+    files = [Path(source) for source in sources]
+    return hashlib.sha256(
+        b"".join(file.read_bytes() if file.exists() else str(file).encode() for file in files)
+    ).hexdigest()
+
+
 def read_documents(sources: Sequence[str], separator: str | None, problems: Problems | None = None) -> list[Document]:
     """Texts are returned in order, with LF newlines; unsound ones are problems, or refused without them."""
     noted = Problems() if problems is None else problems

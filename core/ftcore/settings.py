@@ -36,6 +36,12 @@ class Settings:
     max_length: Annotated[
         int, _field("Data", "Longest row in tokens; never more than the model has positions.", ge=2)
     ] = 1024
+    cache: Annotated[
+        str,
+        _field(
+            "Data", "Directory to keep tokenised rows in; auto keeps those of large files, off none.", harmless=True
+        ),
+    ] = "auto"
     on_bad_row: Annotated[
         Literal["error", "skip"], _field("Data", "Whether a row that cannot be used stops the run or is left out.")
     ] = "error"
@@ -86,6 +92,14 @@ class Settings:
             ge=1,
         ),
     ] = None
+    score_rows: Annotated[
+        int,
+        _field(
+            "Output",
+            "Held-out rows that a model writes answers to at each evaluation of a run; 'ftcore evaluate' takes all.",
+            ge=0,
+        ),
+    ] = 32
     log_every: Annotated[int, _field("Output", "Steps between logged lines.", harmless=True, ge=1)] = 10
     allow_drift: Annotated[
         bool, _field("Output", "Resume although data, base weights or options changed.", harmless=True)

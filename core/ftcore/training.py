@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ftcore.adapters import Injected, give
-from ftcore.batches import Order, moved
+from ftcore.batches import Order, moved, sizes_of
 from ftcore.checkpoints import Checkpoint, Store
 from ftcore.discovery import Hooks
 from ftcore.errors import FtcoreError, Interrupted, Leave, Refused
@@ -291,7 +291,35 @@ def evaluate(
             total += float(loss(model, batch))
         weight += batch.weight
     mean = _everywhere(total, accelerator) / _everywhere(weight, accelerator)
-    return {**data.metrics(mean), "tokens": _everywhere(weight, accelerator), "rows": float(len(data.eval))}
+    scores = data.scoring.score(lines(run, data, model, order, accelerator)) if data.scoring else {}
+    counted = {"tokens": _everywhere(weight, accelerator), "rows": float(len(data.eval))}
+    return {**data.metrics(mean), **scores, **counted}
+
+
+def lines(
+    run: Run, data: Data, model: nn.Module, order: Order, accelerator: Accelerator
+) -> Sequence[Mapping[str, Any]]:
+    """What the model answers to the held-out rows, an object for each record; all of them in every process.
+
+    While a run trains, answers that are written token by token are those to the first `score_rows` rows.
+    """
+    import torch
+    from accelerate.utils import gather_object
+
+    assert data.scoring is not None
+    limited = data.scoring.generates and run.intent == "train"
+    count = min(run.settings.score_rows, len(data.eval)) if limited else len(data.eval)
+    batches = [kept for rows in order.in_order() if (kept := [i for i in rows if i < count])]
+    model.eval()
+    answers: list[tuple[int, Any]] = []
+    for rows in batches[accelerator.process_index :: accelerator.num_processes]:
+        with torch.no_grad(), autocast(run, accelerator):
+            said = data.scoring.predict(model, [data.eval[i] for i in rows])
+        answers += zip(rows, said, strict=True)
+    if accelerator.num_processes > 1:
+        answers = gather_object(answers)
+    found = dict(answers)
+    return data.scoring.lines([data.eval[i] for i in range(count)], [found[i] for i in range(count)])
 
 
 def _evaluate(job: Job, model: nn.Module, loss: Loss, step: int) -> None:
@@ -310,8 +338,7 @@ def _evaluate(job: Job, model: nn.Module, loss: Loss, step: int) -> None:
 
 def evaluation_order(settings: Settings, data: Data) -> Order:
     """The held-out rows in their own order."""
-    sizes = [row.size for row in data.eval]
-    return Order(sizes, settings.seed, settings.batch_size, settings.batch_tokens, 1)
+    return Order(sizes_of(data.eval), settings.seed, settings.batch_size, settings.batch_tokens, 1)
 
 
 class _Clock:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -53,9 +53,12 @@ class PeftMethod:
 
     @hookimpl
     def save_adapter(self, run: Run, model: PeftModel) -> Adapter:
-        """What `PeftModel.from_pretrained` reads."""
+        """What `PeftModel.from_pretrained` reads, with what trains beside the adapter as modules that it saves whole."""
+        published = self.published(model)
         config = {**model.peft_config["default"].to_dict(), "inference_mode": True}
-        return Adapter(config, self.published(model), "peft")
+        if whole := trained_beside(model, published.keys()):
+            config["modules_to_save"] = sorted({*(config.get("modules_to_save") or ()), *whole})
+        return Adapter(config, published, "peft")
 
     def published(self, model: PeftModel) -> dict[str, Tensor]:
         """The adapter's tensors under the names by which PEFT publishes them."""
@@ -136,6 +139,13 @@ def wrapped(model: nn.Module, config: PeftConfig) -> PeftModel:
     except (ValueError, TypeError, NotImplementedError, ImportError) as unfit:
         said = f"PEFT's {config.peft_type.value} does not fit this model: {reason_of(unfit)}"
         raise Refused(f"{said}; choose other modules or methods") from None
+
+
+def trained_beside(model: PeftModel, published: Set[str]) -> set[str]:
+    """The modules of the base in which something trains that is not the adapter's own, as a task's head does."""
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    others = [name for name in names if name not in published and "default" not in name.split(".")]
+    return {name.removeprefix("base_model.").removeprefix("model.").rpartition(".")[0] for name in others}
 
 
 def reason_of(unfit: Exception) -> str:

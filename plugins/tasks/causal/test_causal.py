@@ -206,9 +206,10 @@ def test_a_generation_prompt_is_how_every_answer_begins(checkpoint: Callable[...
 def test_the_sample_shows_a_row_parted_where_it_is_taught(checkpoint: Callable[..., Path], rows: Path) -> None:
     loaded = ftcore.load("qwen", checkpoint=checkpoint("qwen2"))
     sample = prepared(loaded, rows).sample
-    assert [taught for _, taught in sample] == [False, True, False]
-    assert sample[1][0].endswith("<|im_end|>")
-    assert "Where is the cat?" in sample[0][0]
+    assert [taught for taught, _ in groupby(piece.learned for piece in sample)] == [False, True, False]
+    parts = {taught: "".join(text for text, learned, _ in sample if learned is taught) for taught in (True, False)}
+    assert parts[True].endswith("<|im_end|>")
+    assert "Where is the cat?" in parts[False]
 
 
 def test_a_row_whose_answer_truncation_removes_is_refused_by_file_and_line(

@@ -95,9 +95,9 @@ def check_sample_shows_what_is_learned(task: object, bench: Bench | None = None)
         pieces = tried.data.sample
         if not pieces or not case.learned:
             continue
-        taught = _squeezed(tried, "".join(text for text, learned in pieces if learned))
+        taught = _squeezed(tried, "".join(piece[0] for piece in pieces if piece[1]))
         wanted = _squeezed(tried, text_from(tried, lesson(tried, tried.sides[0])))
-        cut = len("".join(text for text, _ in pieces)) < len(text_of(tried, tried.train[0]))
+        cut = len("".join(piece[0] for piece in pieces)) < len(text_of(tried, tried.train[0]))
         if not taught or (taught != wanted and not (cut and wanted.startswith(taught))):
             raise Failed(f"the sample shows {shown(taught)} as learned, and {shown(wanted)} is")
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from ftcore import Loaded, Refused
 from ftcore.batches import IGNORED, TokenRow, token_row
 from ftcore.conversations import Conversation, Message
-from ftcore.problems import BadRow, Problem, Problems
+from ftcore.errors import Refused
+from ftcore.hooks import Loaded, Piece
+from ftcore.problems import BadRow, Problem
 
 # For tokenizers that bring none: the roles in words, each answer ended by the tokenizer's own end token.
 PLAIN = (
@@ -24,14 +25,25 @@ PLAIN = (
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """One conversation ready to train on; `merged` counts answers whose first token begins in the prompt."""
+class Turns(TokenRow):
+    """One conversation ready to train on; `merged` counts answers whose first token begins in the prompt.
 
-    row: TokenRow
+    `stop_id` is what ends an answer, `stopped` whether the row still holds it, `cut` whether it was longer.
+    """
+
     stop_id: int
     stopped: bool
     cut: bool
     merged: int
+
+    def counted(self) -> dict[str, int]:
+        """What is counted of the row."""
+        return {
+            "rows_cut": int(self.cut),
+            "tokens": self.size,
+            "supervised_tokens": self.supervised,
+            "merged_with_prompt": self.merged,
+        }
 
 
 @dataclass(frozen=True)
@@ -76,17 +88,7 @@ class Template:
         ids: list[int] = self.tokenizer(rendered, add_special_tokens=False)["input_ids"]
         return ids
 
-    def encode_all(self, conversations: Sequence[Conversation], length: int, problems: Problems) -> list[Encoded]:
-        """Every conversation that can be used; the others are among `problems`."""
-        encoded = []
-        for conversation in conversations:
-            try:
-                encoded.append(self.encode(conversation, length))
-            except BadRow as bad:
-                problems.add(replace(bad.problem, place=conversation.place))
-        return encoded
-
-    def encode(self, conversation: Conversation, length: int) -> Encoded:
+    def encode(self, conversation: Conversation, length: int) -> Turns:
         """Tokens of the rendered text, labelled where an answer stands, cut after `length`; BadRow if none is left."""
         self._refuse_specials(conversation.messages)
         text = self.render(conversation.messages)
@@ -106,16 +108,12 @@ class Template:
                 )
             )
         stop_id = self.tokenizer.convert_tokens_to_ids(regions[-1].stop)
-        return Encoded(row, stop_id, stop_id in row.labels, len(ids) > length, merged)
+        facts = (stop_id, stop_id in row.labels, len(ids) > length, merged)
+        return Turns(row.input_ids, row.labels, row.lengths, row.place, *facts)
 
-    def pieces(self, encoded: Encoded) -> tuple[tuple[str, bool], ...]:
-        """The row as text, parted where supervision begins and ends."""
-        row = encoded.row
-        tokens = zip(row.input_ids.tolist(), (row.labels != IGNORED).tolist(), strict=True)
-        return tuple(
-            (self.tokenizer.decode([token for token, _ in group]), supervised)
-            for supervised, group in groupby(tokens, key=itemgetter(1))
-        )
+    def pieces(self, row: TokenRow) -> tuple[Piece, ...]:
+        """The row token by token, and which of them are learned."""
+        return pieces(self.tokenizer, row)
 
     def _refuse_specials(self, messages: Sequence[Message]) -> None:
         """A special token written out in a message would steer the model; such a row is refused."""
@@ -142,7 +140,7 @@ class Template:
             if not text.startswith(prompt) or at < 0:
                 raise Refused(
                     f"the chat template renders turn {number + 1} of a conversation otherwise when more follows, so "
-                    "no exact mask exists; use single-turn rows or give another with --causal.template"
+                    "no exact mask exists; use single-turn rows or give another with the task's option 'template'"
                 )
             regions.append(self._region(text, len(prompt), at + len(message.content.strip())))
         return regions
@@ -154,9 +152,26 @@ class Template:
         if position < 0 or text[said:position].strip():
             raise Refused(
                 "the chat template ends an answer without a special token, so the model would never learn to stop; "
-                "give another with --causal.template"
+                "give another with the task's option 'template'"
             )
         return Region(start, position + len(stop), stop)
+
+
+def pieces(tokenizer: Any, row: TokenRow) -> tuple[Piece, ...]:
+    """The row token by token; tokens that are no whole character stand together with those that complete it."""
+    tokens = zip(row.input_ids.tolist(), (row.labels != IGNORED).tolist(), strict=True)
+    made = []
+    for learned, group in groupby(tokens, key=itemgetter(1)):
+        waiting: list[int] = []
+        for token, _ in group:
+            waiting.append(token)
+            text = tokenizer.decode(waiting)
+            if not text.endswith("\ufffd"):
+                made.append(Piece(text, learned))
+                waiting = []
+        if waiting:
+            made.append(Piece(tokenizer.decode(waiting), learned))
+    return tuple(made)
 
 
 def _within(span: tuple[int, int], regions: Sequence[Region]) -> bool:
@@ -170,5 +185,5 @@ def _straddles(span: tuple[int, int], region: Region) -> bool:
 def _text(file: str) -> str:
     path = Path(file)
     if not path.is_file():
-        raise Refused(f"there is no chat template file '{file}'; check --causal.template")
+        raise Refused(f"there is no chat template file '{file}'; check the task's option 'template'")
     return path.read_text(encoding="utf-8")
