@@ -12,8 +12,15 @@ from typing import Literal, NoReturn
 
 from ftcore.errors import Refused
 
-# Every key that some shape of row is recognised by.
-KNOWN_KEYS = frozenset({"instruction", "input", "output", "system", "history", "messages", "conversations"})
+# Every key that some shape of row is recognised by, so that none is taken for another one misspelt.
+_KEYS = """
+    instruction input output system history messages conversations tools functions system_prompt context prompt
+    completion response query question answer answers ask source target dialogue document article summary highlights
+    mr ref chat meta_instruction plain_text prefix chosen rejected text label labels category tokens tags words
+    ner_tags entities sentence sentence1 sentence2 premise hypothesis question1 question2 text1 text2 text_a text_b
+    id title is_impossible role from content value 1 2
+"""
+KNOWN_KEYS = frozenset(_KEYS.split())
 _UNTEXTUAL = re.compile("[\0\ud800-\udfff]")
 
 
@@ -127,9 +134,14 @@ def refuse_misspelt(fields: Mapping[str, object], *expected: str, prefix: str = 
     """BadRow when a key of the row is nearly one of `expected`."""
     for right in expected:
         for key in fields.keys() - KNOWN_KEYS:
-            alike = difflib.SequenceMatcher(None, key.lower(), right).ratio() >= 0.8
-            if alike and abs(len(key) - len(right)) <= 1:
+            if alike(key, right):
                 refuse(f"{prefix}{key[:60]!r}", "is not a key that is read", f'rename it to "{right}"')
+
+
+def alike(key: str, right: str) -> bool:
+    """`key` is so near to `right` that it is likely to be it, misspelt."""
+    near = difflib.SequenceMatcher(None, key.lower(), right).ratio() >= 0.8
+    return near and abs(len(key) - len(right)) <= 1
 
 
 def shown(value: object) -> str:

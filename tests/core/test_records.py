@@ -359,15 +359,10 @@ def test_text_is_kept_as_it_is_and_other_keys_are_ignored() -> None:
 
 
 BAD_ROWS = [
-    ({"instrution": "a", "output": "b"}, "'instrution'", 'rename it to "instruction"'),
-    ({"Instruction": "a", "output": "b"}, "'Instruction'", 'rename it to "instruction"'),
-    ({"instruction": "a", "outptu": "b"}, "'outptu'", 'rename it to "output"'),
-    ({"instruction": "a", "imput": "b", "output": "c"}, "'imput'", 'rename it to "input"'),
-    ({"mesages": [ASK, SAY]}, "'mesages'", 'rename it to "messages"'),
-    ({"conversation": [ASK, SAY]}, "'conversation'", 'rename it to "conversations"'),
     ({"messages": [ASK, {"role": "assistant", "contents": "b"}]}, "messages[1].'contents'", '"content"'),
-    ({"query": "a", "response": "b"}, "row", 'has the keys "query", "response"'),
-    ({"conversation_id": 1, "chat": {}}, "row", 'name them "instruction" and "output"'),
+    ({"asks": "a", "says": "b"}, "row", 'has the keys "asks", "says"'),
+    ({"conversation_id": 1, "talk": {}}, "row", 'name them "instruction" and "output"'),
+    ({"conversation_id": 1, "chat": {}}, "chat", "make it an object of turns"),
     ({"text": "a"}, "row", "reads running text"),
     ({}, "row", "is an empty object"),
     ({"instruction": "a"}, "output", "is missing"),
@@ -394,8 +389,9 @@ BAD_ROWS = [
     ({"messages": [ASK]}, "messages", "has no assistant turn"),
     ({"messages": [RULE, RULE]}, "messages", "has no assistant turn"),
     ({"messages": ["a"]}, "messages[0]", "is the text 'a'"),
-    ({"messages": [{"from": "human", "value": "a"}]}, "messages[0].role", "is missing"),
-    ({"messages": [ASK, {"role": "tool", "content": "b"}]}, "messages[1].role", "system, user, assistant"),
+    ({"messages": [{"speaker": "human", "text": "a"}]}, "messages[0].role", "is missing"),
+    ({"messages": [ASK, {"role": "narrator", "content": "b"}]}, "messages[1].role", "system, user, assistant"),
+    ({"messages": [ASK, {"role": "tool", "content": "b"}, SAY]}, "messages[1]", "a turn of the assistant is due"),
     ({"messages": [ASK, {"role": ["a"], "content": "b"}]}, "messages[1].role", "is the list"),
     ({"messages": [ASK, {**SAY, "content": None}]}, "messages[1].content", "is null"),
     ({"messages": [ASK, {**SAY, "content": " "}]}, "messages[1].content", "is blank"),
@@ -404,7 +400,7 @@ BAD_ROWS = [
     ({"messages": [SAY]}, "messages[0]", "has the role assistant where a turn of the user is due"),
     ({"messages": [RULE, ASK, SAY, SAY]}, "messages[3]", "joining turns of the same"),
     ({"messages": [ASK, RULE, SAY]}, "messages[1]", "put the only system turn first"),
-    ({"conversations": [{"from": "observation", "value": "a"}]}, "conversations[0].from", "human, gpt"),
+    ({"conversations": [{"from": "narrator", "value": "a"}]}, "conversations[0].from", "human, gpt"),
 ]
 
 
