@@ -51,17 +51,31 @@ class BadRow(Exception):
 
 
 class Problems:
-    """The problems of all files of one pass."""
+    """The problems of all files of one pass, and what was noticed on the way that keeps no row from being used."""
+
+    MOST_LISTED = 10_000
 
     def __init__(self) -> None:
         self._found: list[Problem] = []
+        self._kinds: Counter[str] = Counter()
+        self._notes: Counter[str] = Counter()
 
     def add(self, problem: Problem) -> None:
-        """The problem is listed and counted."""
-        self._found.append(problem)
+        """The problem is counted, and listed as long as the list is one that anyone might read."""
+        self._kinds[problem.kind] += 1
+        if len(self._found) < self.MOST_LISTED:
+            self._found.append(problem)
+
+    def note(self, notice: str) -> None:
+        """The notice is among the notices once, with how many times it was noted."""
+        self._notes[notice] += 1
+
+    def notices(self) -> list[str]:
+        """What was noted, in order; what was noted of several rows says of how many."""
+        return [notice if count == 1 else f"{count} × {notice}" for notice, count in self._notes.items()]
 
     def __len__(self) -> int:
-        return len(self._found)
+        return self._kinds.total()
 
     @property
     def everything(self) -> tuple[Problem, ...]:
@@ -70,7 +84,7 @@ class Problems:
 
     def kinds(self, limit: int = 6) -> list[str]:
         """How many problems there are of each kind, the most frequent first."""
-        counts = Counter(problem.kind for problem in self._found).most_common()
+        counts = self._kinds.most_common()
         shown = [f"{count} × {kind}" for kind, count in counts[:limit]]
         return shown + [f"{len(counts) - limit} more kinds"] * (len(counts) > limit)
 
@@ -82,17 +96,18 @@ class Problems:
 
 
 def settle(problems: Problems, policy: Literal["error", "skip"], kept: int) -> str | None:
-    """Either the run goes on, with a notice of the rows left out, or it is refused with all that is wrong."""
+    """Either the run goes on, with what was noticed and the rows left out, or it is refused with all that is wrong."""
     rows = f"{len(problems)} of {len(problems) + kept} rows cannot be used"
     if not len(problems):
         if not kept:
             raise Refused("The data holds no row; pass a file with rows.")
-        return None
+        return "\n".join(problems.notices()) or None
     if not kept:
         raise Refused(f"{rows}, so that none is left to train on:\n{problems.summary()}")
     if policy == "error":
         raise Refused(f"{rows}:\n{problems.summary()}\nMend them; `--on-bad-row skip` leaves them out.")
-    return f"{len(problems)} rows left out of {len(problems) + kept}: {'; '.join(problems.kinds())}"
+    left_out = f"{len(problems)} rows left out of {len(problems) + kept}: {'; '.join(problems.kinds())}"
+    return "\n".join([*problems.notices(), left_out])
 
 
 def optional(fields: Mapping[str, object], key: str, prefix: str = "", *, required: bool = False) -> str:

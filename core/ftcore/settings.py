@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from ftcore.declaring import options
+from ftcore.records import Layout
 
 
 def _field(section: str, description: str, *, harmless: bool = False, **limits: Any) -> Any:
@@ -28,11 +29,20 @@ class Settings:
         bool, _field("Model", "Recompute activations in the backward pass: less memory, about a third more time.")
     ] = False
 
-    data: Annotated[tuple[str, ...], _field("Data", "File or hub id with training rows; may be repeated.")] = ()
-    eval_data: Annotated[tuple[str, ...], _field("Data", "File or hub id with held-out rows; may be repeated.")] = ()
+    data: Annotated[
+        tuple[str, ...], _field("Data", "File, directory, pattern or hub id with training rows; may be repeated.")
+    ] = ()
+    eval_data: Annotated[
+        tuple[str, ...], _field("Data", "File, directory, pattern or hub id with held-out rows; may be repeated.")
+    ] = ()
     eval_share: Annotated[
         float, _field("Data", "Share of the training rows to hold out when there is no --eval-data.", ge=0, lt=1)
     ] = 0.0
+    sheet: Annotated[str | None, _field("Data", "Sheet of a workbook to read; without it the first.")] = None
+    header_row: Annotated[
+        int | None,
+        _field("Data", "Line of a table with the names of its columns; 0: none, and they are 1, 2, and so on.", ge=0),
+    ] = None
     max_length: Annotated[
         int, _field("Data", "Longest row in tokens; never more than the model has positions.", ge=2)
     ] = 1024
@@ -111,6 +121,11 @@ class Settings:
         if self.eval_data and self.eval_share:
             raise ValueError("--eval-data and --eval-share both name held-out rows; give one of them")
         return self
+
+
+def layout_of(settings: Settings) -> Layout:
+    """How tables among the data are laid out."""
+    return Layout(settings.sheet, settings.header_row)
 
 
 def dtype_of(settings: Settings) -> Any:

@@ -200,10 +200,15 @@ CHINESE = json.dumps([{"instruction": "说一个素数", "output": "七是素数
 @pytest.mark.parametrize(
     ("data", "line", "phrase"),
     [
-        (CHINESE.encode("gb18030"), 3, "iconv -f GB18030 -t UTF-8"),
-        (CHINESE.replace("[\n", "[\n丂\n").encode("gb18030"), 2, "iconv -f GB18030 -t UTF-8"),
+        (CHINESE.encode("gb18030") + "数".encode("gb18030")[:1], 3, "cut short"),
         ('\ufeff{"a": "\n'.encode() + b"\xff\xff\xff", 2, "byte 0xff at offset 11 "),
-        (CHINESE.encode("utf-16"), 1, "iconv -f UTF-16 -t UTF-8"),
+        (CHINESE.encode("utf-16") + b"\n", 6, "cut short"),
+        (CHINESE.encode("utf-32"), 1, "iconv -f UTF-32LE -t UTF-8"),
+        (("Дом у моря. " * 9).encode("cp1251"), 1, "save it as UTF-8"),
+        (("今日は素数です。" * 9).encode("euc-jp"), 1, "save it as UTF-8"),
+        (("今日は素数です。" * 9).encode("shift-jis"), 1, "save it as UTF-8"),
+        (("소수를 말해 보세요. " * 9).encode("euc-kr"), 1, "save it as UTF-8"),
+        (("說一個質數，並說明它為什麼是質數。" * 9).encode("big5"), 1, "save it as UTF-8"),
         (CHINESE.encode("utf-16-le"), 1, "iconv -f UTF-16LE -t UTF-8"),
         (CHINESE.encode("utf-16-be"), 1, "iconv -f UTF-16BE -t UTF-8"),
         ('[\n{"a": "it’s a café"}]'.encode("cp1252"), 2, "save it as UTF-8"),
@@ -220,7 +225,7 @@ def test_bytes_that_are_not_utf8_are_named_with_their_encoding(
     assert phrase in message
 
 
-@pytest.mark.parametrize("encoding", ["gb18030", "utf-16", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32"])
 def test_the_command_given_for_an_encoding_mends_the_file(tmp_path: Path, encoding: str) -> None:
     source = written(tmp_path, "it's.json", CHINESE.encode(encoding))
     command = refusal(source).split("`")[1]
@@ -236,18 +241,6 @@ def test_a_missing_file_is_refused_with_the_nearest_name(tmp_path: Path, monkeyp
     assert "the nearest name here is primes.json" in refusal("./primes")
     assert "no name in inner is near it" in refusal("inner/primes")
     assert "there is no directory absent" in refusal("absent/primes.csv")
-
-
-def test_a_directory_is_refused_with_its_files(tmp_path: Path) -> None:
-    written(tmp_path, "primes.json", "[]")
-    message = refusal(str(tmp_path))
-    assert "pass a file of it" in message
-    assert "primes.json" in message
-
-
-@pytest.mark.parametrize("name", ["a.csv", "a.xlsx", "a.parquet", "a.txt", "a"])
-def test_an_unread_kind_of_file_is_refused_with_those_that_are_read(tmp_path: Path, name: str) -> None:
-    assert ".json or .jsonl" in refusal(written(tmp_path, name, "[{}]"))
 
 
 # --- rows that are problems ------------------------------------------------------------------------------
@@ -293,7 +286,7 @@ def test_a_first_line_that_is_broken_does_not_hide_the_lines_after_it(tmp_path: 
 
 
 def test_one_pass_collects_the_problems_of_all_files(tmp_path: Path) -> None:
-    sources = [written(tmp_path, f"{n}.jsonl", f"{json.dumps(TURN)}\n{'{'}\n3\n") for n in range(15)]
+    sources = [written(tmp_path, f"{n}.jsonl", f"{json.dumps({**TURN, 'n': n})}\n{'{'}\n3\n") for n in range(15)]
     problems = Problems()
     records = read_records(sources, problems)
     assert (len(records), len(problems)) == (15, 30)
@@ -469,8 +462,8 @@ def test_text_with_a_nul_character_is_a_problem(tmp_path: Path) -> None:
 def hub(monkeypatch: pytest.MonkeyPatch, answer: object) -> list[str]:
     asked: list[str] = []
 
-    def load_dataset(name: str, split: str) -> object:
-        asked.append(f"{name} {split}")
+    def load_dataset(name: str, split: str, streaming: bool) -> object:
+        asked.append(f"{name} {split} {streaming}")
         if isinstance(answer, Exception):
             raise answer
         return answer
@@ -484,7 +477,7 @@ def test_what_is_no_path_is_read_from_the_hub(tmp_path: Path, monkeypatch: pytes
     monkeypatch.chdir(tmp_path)
     asked = hub(monkeypatch, [TURN, TURN])
     assert [record.place for record in read(name)[0]] == [f"hub:{name}:1", f"hub:{name}:2"]
-    assert asked == [f"{name} train"]
+    assert asked == [f"{name} train True"]
 
 
 def test_a_fault_of_the_hub_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

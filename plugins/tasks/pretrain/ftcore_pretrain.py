@@ -11,6 +11,7 @@ from ftcore import Data, Example, Loaded, Probe, Refused, Run, hookimpl, options
 from ftcore.batches import TokenRow, collator, held_out, token_loss, token_row
 from ftcore.problems import Problem, Problems, settle
 from ftcore.records import Document, read_documents
+from ftcore.settings import layout_of
 from pydantic import Field
 
 if TYPE_CHECKING:
@@ -48,8 +49,8 @@ class Pretrain:
         assert tokenizer is not None
         length = min(settings.max_length, loaded.max_positions)
         problems = Problems()
-        training = self._read(settings.data, tokenizer, problems)
-        named = self._read(settings.eval_data, tokenizer, problems)
+        training = self._read(settings.data, run, tokenizer, problems)
+        named = self._read(settings.eval_data, run, tokenizer, problems)
         read = settings.data or settings.eval_data
         notice = settle(problems, settings.on_bad_row, len(training) + len(named)) if read else None
         if notice:
@@ -76,9 +77,11 @@ class Pretrain:
             metrics=metrics(sum(row.supervised for row in held), sum(len(d.text) for d in apart)),
         )
 
-    def _read(self, sources: Sequence[str], tokenizer: PreTrainedTokenizerBase, problems: Problems) -> list[Document]:
+    def _read(
+        self, sources: Sequence[str], run: Run, tokenizer: PreTrainedTokenizerBase, problems: Problems
+    ) -> list[Document]:
         """The documents of `sources` that can be used; one that spells out a special token is among the problems."""
-        documents = read_documents(sources, self.separator, problems) if sources else []
+        documents = read_documents(sources, self.separator, problems, layout_of(run.settings)) if sources else []
         specials = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
         found = [(document, next((s for s in specials if s in document.text), "")) for document in documents]
         for document, special in found:
