@@ -62,8 +62,8 @@ class HFModel:
     `originals` say how checkpoints of other names and shapes become native. `leftovers` are expressions for tensors
     that files hold and the model asked for does not need; `drawn_heads` those heads that a checkpoint may lack, or
     have for other labels: the modules with the role `head`, and what pools for them, then train whole beside any
-    method. `unpackable` is why rows are padded, for all types or by type. `sizes` are published checkpoints by their names for
-    short, the first of them taken where none is named and there is no starter.
+    method. `unpackable` is why rows are padded, for all types or by type. `sizes` are published checkpoints by their
+    names for short, the first of them taken where none is named and there is no starter.
     """
 
     model_types: ClassVar[tuple[str, ...]] = ()

@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, NoReturn
 
 from ftcore.errors import Refused
@@ -153,6 +154,7 @@ def refuse_misspelt(fields: Mapping[str, object], *expected: str, prefix: str = 
                 refuse(f"{prefix}{key[:60]!r}", "is not a key that is read", f'rename it to "{right}"')
 
 
+@lru_cache(maxsize=4096)
 def alike(key: str, right: str) -> bool:
     """`key` is so near to `right` that it is likely to be it, misspelt."""
     near = difflib.SequenceMatcher(None, key.lower(), right).ratio() >= 0.8

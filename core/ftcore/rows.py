@@ -22,8 +22,10 @@ from ftcore.discovery import code_of
 from ftcore.errors import Refused
 from ftcore.hooks import Loaded, Row, Run
 from ftcore.problems import BadRow, Problem, Problems, settle
-from ftcore.records import fingerprint, iter_records, weighted
+from ftcore.records import Layout, Record, fingerprint, iter_records, weighted
 from ftcore.seeds import permutation
+from ftcore.settings import form_of, layout_of
+from ftcore.shapes import Form, mended, reshaped
 from ftcore.tables import View
 
 R = TypeVar("R", bound=Row)
@@ -51,7 +53,7 @@ class Reading(Generic[S, R]):
     kind: type[R]
     sample: tuple[Path, Path] | None = None
     facts: Callable[[R], Mapping[str, int]] = field(default=counted)  # type: ignore[assignment]
-    records: Callable[[Sequence[str], Problems], Iterator[S]] = field(default=iter_records)  # type: ignore[assignment]
+    records: Callable[[Sequence[str], Problems, Layout], Iterator[S]] = field(default=iter_records)  # type: ignore[assignment]
 
 
 @dataclass(frozen=True)
@@ -109,14 +111,17 @@ def _table(run: Run, loaded: Loaded, reading: Reading[S, R], source: str, proble
     large = _bytes_of(source) >= WORTH_KEEPING
     root = _root(run, large=large)
     if root is None:
-        encoded = _encoded(loaded, reading, source, problems)
+        encoded = _encoded(run, loaded, reading, source, problems)
         return tables.passing(encoded, reading.kind, reading.facts) if large else _held(encoded, reading)
     folder = root / _key(run, loaded, reading, source)
     if not (folder / tables.META).exists():
-        _keep(folder, loaded, reading, source)
+        _keep(folder, run, loaded, reading, source)
         run.say(f"the tokens of {source} are kept in {folder} for the next run; --cache off keeps none")
-    for entry in json.loads((folder / tables.META).read_text(encoding="utf-8"))["problems"]:
+    told = json.loads((folder / tables.META).read_text(encoding="utf-8"))
+    for entry in told["problems"]:
         problems.add(Problem(**entry))
+    for notice in told["notices"]:
+        problems.note(notice)
     return tables.opened(folder, reading.kind)
 
 
@@ -124,29 +129,33 @@ def _held(encoded: Iterator[tables.Encoded], reading: Reading[S, R]) -> tables.T
     return tables.in_memory(encoded, reading.facts)
 
 
-def _keep(folder: Path, loaded: Loaded, reading: Reading[S, R], source: str) -> None:
+def _keep(folder: Path, run: Run, loaded: Loaded, reading: Reading[S, R], source: str) -> None:
     """`folder` appears whole or not at all; of two runs that make it at once the first wins."""
     staged = folder.with_name(f".{folder.name}-{os.getpid()}")
     shutil.rmtree(staged, ignore_errors=True)
     staged.mkdir(parents=True)
     try:
         problems = Problems()
-        tables.write(staged, _encoded(loaded, reading, source, problems), reading.facts)
+        tables.write(staged, _encoded(run, loaded, reading, source, problems), reading.facts)
         found = [
             {"place": p.place, "field": p.field, "found": p.found, "remedy": p.remedy} for p in problems.everything
         ]
-        (staged / tables.META).write_text(json.dumps({"source": source, "problems": found}), encoding="utf-8")
+        told = {"source": source, "problems": found, "notices": problems.notices()}
+        (staged / tables.META).write_text(json.dumps(told), encoding="utf-8")
         if not folder.exists():
             staged.rename(folder)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
 
 
-def _encoded(loaded: Loaded, reading: Reading[S, R], source: str, problems: Problems) -> Iterator[tables.Encoded]:
+def _encoded(
+    run: Run, loaded: Loaded, reading: Reading[S, R], source: str, problems: Problems
+) -> Iterator[tables.Encoded]:
     """Each sound row with the number of its record."""
-    for number, record in enumerate(reading.records([source], problems)):
+    form = form_of(run.settings)
+    for number, record in enumerate(reading.records([source], problems, layout_of(run.settings))):
         try:
-            made = list(reading.encode(record))
+            made = list(reading.encode(_as_asked(record, form, problems)))
             for row in made:
                 check(row, loaded)
         except BadRow as bad:
@@ -155,6 +164,16 @@ def _encoded(loaded: Loaded, reading: Reading[S, R], source: str, problems: Prob
             continue
         for row in made:
             yield number, row
+
+
+def _as_asked(record: Any, form: Form, problems: Problems) -> Any:
+    """The record in the form that the settings ask for; what is read otherwise than it is written is noted."""
+    if not isinstance(record, Record):
+        return record
+    asked = reshaped(record, form)
+    if note := mended(asked.fields)[1]:
+        problems.note(f"{record.source}: {note}")
+    return asked
 
 
 def check(row: Row, loaded: Loaded) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from ftcore.declaring import options
 from ftcore.records import Layout
+
+if TYPE_CHECKING:
+    from ftcore.shapes import Form
 
 
 def _field(section: str, description: str, *, harmless: bool = False, **limits: Any) -> Any:
@@ -42,6 +45,16 @@ class Settings:
     header_row: Annotated[
         int | None,
         _field("Data", "Line of a table with the names of its columns; 0: none, and they are 1, 2, and so on.", ge=0),
+    ] = None
+    columns: Annotated[
+        tuple[str, ...],
+        _field("Data", "What columns are, as in input=Question,output=Answer; a.b reaches into an object."),
+    ] = ()
+    row_template: Annotated[
+        str | None, _field("Data", "YAML file with a Jinja template for each key that rows are to have.")
+    ] = None
+    data_format: Annotated[
+        str | None, _field("Data", "Dataset whose rows these are, by the name of XTuner's map, such as openorca.")
     ] = None
     max_length: Annotated[
         int, _field("Data", "Longest row in tokens; never more than the model has positions.", ge=2)
@@ -121,6 +134,21 @@ class Settings:
         if self.eval_data and self.eval_share:
             raise ValueError("--eval-data and --eval-share both name held-out rows; give one of them")
         return self
+
+    @model_validator(mode="after")
+    def _reshaped_once(self) -> Settings:
+        given = {"--columns": self.columns, "--row-template": self.row_template, "--data-format": self.data_format}
+        named = [flag for flag, value in given.items() if value]
+        if len(named) > 1:
+            raise ValueError(f"{' and '.join(named)} each say what the rows are; give one of them")
+        return self
+
+
+def form_of(settings: Settings) -> Form:
+    """What is done to each row before its shape is recognised."""
+    from ftcore.shapes import form_from
+
+    return form_from(settings.columns, settings.row_template, settings.data_format)
 
 
 def layout_of(settings: Settings) -> Layout:

@@ -1,8 +1,10 @@
 """Every shape of row that people keep, and what tasks read from it."""
 
+from ftcore.shapes.forms import AS_IT_IS, Form, form_from, read_all, reshaped
 from ftcore.shapes.labelling import labelled_of, question_of, tagged_of, words_of
+from ftcore.shapes.maps import MAPS, Map
 from ftcore.shapes.preferring import judged_of, preference_of
-from ftcore.shapes.recognising import SHAPES, Shape, conversations_of, document_of, pair_of, shape_of
+from ftcore.shapes.recognising import SHAPES, Shape, conversations_of, document_of, mended, pair_of, shape_of
 from ftcore.shapes.values import (
     Conversation,
     Judged,
@@ -16,10 +18,14 @@ from ftcore.shapes.values import (
 )
 
 __all__ = [
+    "AS_IT_IS",
+    "MAPS",
     "SHAPES",
     "Conversation",
+    "Form",
     "Judged",
     "Labelled",
+    "Map",
     "Message",
     "Pair",
     "Preference",
@@ -28,12 +34,16 @@ __all__ = [
     "Tagged",
     "conversations_of",
     "document_of",
+    "form_from",
     "judged_of",
     "labelled_of",
+    "mended",
     "mendings",
     "pair_of",
     "preference_of",
     "question_of",
+    "read_all",
+    "reshaped",
     "shape_of",
     "tagged_of",
     "words_of",

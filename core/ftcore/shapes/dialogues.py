@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -30,6 +30,15 @@ def xtuner_turns(fields: Mapping[str, object]) -> list[Message]:
         answer = Message("assistant", filled(entry.fields, "output", prefix), learned)
         messages += [Message("user", asked), answer]
     return _one_system(messages)
+
+
+def unasked_text(fields: Mapping[str, object]) -> str:
+    """The outputs of rounds that have no input, which is how XTuner's rows hold running text."""
+    rounds = entries(fields["conversation"], "conversation", 'make it an object with "input" and "output"')
+    for entry in rounds:
+        if optional(entry.fields, "input", f"{entry.name}.").strip():
+            refuse(f"{entry.name}.input", "is not empty", "give conversations to a task that reads them")
+    return "".join(filled(entry.fields, "output", f"{entry.name}.") for entry in rounds)
 
 
 def _one_system(messages: list[Message]) -> list[Message]:
@@ -66,12 +75,11 @@ def plain_turns(fields: Mapping[str, object]) -> list[Message]:
     """The turns of MOSS's `plain_text`, in which marks say who speaks."""
     text = filled(fields, "plain_text")
     marks = [mark for mark in _MARKED.finditer(text) if (mark[1] or mark[2]) in _SAID_BY]
-    ends = [*(mark.start() for mark in marks[1:]), len(text)]
     messages: list[Message] = []
     said: dict[str, str] = {}
-    for mark, end in zip(marks, ends, strict=True):
+    for mark, words in after_each(marks, text):
         speaker = mark[1] or mark[2]
-        said[speaker] = _unmarked(text[mark.end() : end])
+        said[speaker] = _unmarked(words)
         if speaker == "MOSS":
             messages += _moss_turn(said, "plain_text")
             said = {}
@@ -135,6 +143,7 @@ def _paths(node: object, name: str) -> Iterator[_Path]:
 
 # --- transcripts -----------------------------------------------------------------------------------------
 
+SPEAKERS = {"Human": "user", "Assistant": "assistant"}
 _SPOKEN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 
 
@@ -143,10 +152,14 @@ def transcript_turns(text: str, field: str) -> list[Message]:
     marks = list(_SPOKEN.finditer(text))
     if not marks or text[: marks[0].start()].strip():
         refuse(field, f"is {shown(text)}", 'begin it with "\\n\\nHuman:"')
-    ends = [*(mark.start() for mark in marks[1:]), len(text)]
-    roles = {"Human": "user", "Assistant": "assistant"}
-    said = [(roles[mark[1]], text[mark.end() : end].strip()) for mark, end in zip(marks, ends, strict=True)]
+    said = [(SPEAKERS[mark[1]], words.strip()) for mark, words in after_each(marks, text)]
     for (before, _), (after, _) in pairwise(said):
         if before == after:
             refuse(field, f"has two turns of the {before} in a row", "join them")
     return [Message(role, content) for role, content in said]
+
+
+def after_each(marks: Sequence[re.Match[str]], text: str) -> Iterator[tuple[re.Match[str], str]]:
+    """Each mark with the text between it and the next."""
+    for mark, following in zip(marks, [*marks[1:], None], strict=False):
+        yield mark, text[mark.end() : following.start() if following else len(text)]

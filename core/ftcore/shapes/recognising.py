@@ -20,7 +20,7 @@ from ftcore.shapes.asking import (
     question_turns,
     system_text,
 )
-from ftcore.shapes.dialogues import moss_turns, plain_turns, tree_turns, xtuner_turns
+from ftcore.shapes.dialogues import moss_turns, plain_turns, tree_turns, unasked_text, xtuner_turns
 from ftcore.shapes.turns import as_json, check_order, turns_of
 from ftcore.shapes.values import Conversation, Message, Pair
 
@@ -125,7 +125,14 @@ def pair_of(record: Record) -> Pair:
 
 def document_of(record: Record) -> Document:
     """The running text of a row, or BadRow."""
-    return read(record, lambda fields, note: Document(filled(fields, "text"), record.source, record.line))
+    return read(record, lambda fields, note: Document(_running(fields), record.source, record.line))
+
+
+def _running(fields: Fields) -> str:
+    """The `text`, or the outputs of XTuner's rows that ask nothing."""
+    if "text" in fields or not _is("xtuner conversation", fields):
+        return filled(fields, "text")
+    return unasked_text(fields)
 
 
 # --- conversations -----------------------------------------------------------------------------------------

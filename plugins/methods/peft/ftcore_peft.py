@@ -53,7 +53,7 @@ class PeftMethod:
 
     @hookimpl
     def save_adapter(self, run: Run, model: PeftModel) -> Adapter:
-        """What `PeftModel.from_pretrained` reads; what trains beside the adapter is among the modules it saves whole."""
+        """What `PeftModel.from_pretrained` reads; what trains beside the adapter is among its `modules_to_save`."""
         published = self.published(model)
         config = {**model.peft_config["default"].to_dict(), "inference_mode": True}
         if whole := trained_beside(model, published.keys()):
