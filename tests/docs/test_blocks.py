@@ -126,7 +126,12 @@ def install(folder: Path) -> None:
     importlib.invalidate_caches()
 
 
-@pytest.mark.parametrize("page", MARKED, ids=lambda page: page.stem)
+SLOW = ("publish-a-plugin", "choose-a-method")  # they build a wheel, and train by several methods
+
+
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, id=page.stem, marks=[pytest.mark.slow] * (page.stem in SLOW)) for page in MARKED]
+)
 def test_a_page_can_be_followed(page: Path, place: Place) -> None:
     known: dict[str, object] = {}
     for block in BLOCK.finditer(page.read_text(encoding="utf-8")):

@@ -459,7 +459,12 @@ def command(arguments: list[str]) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("number", "after", "code"), [(signal.SIGKILL, 3, -signal.SIGKILL), (signal.SIGTERM, 6, 75), (signal.SIGINT, 9, 75)]
+    ("number", "after", "code"),
+    [
+        pytest.param(signal.SIGKILL, 3, -signal.SIGKILL),
+        pytest.param(signal.SIGTERM, 6, 75, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, 9, 75, marks=pytest.mark.slow),
+    ],
 )
 def test_the_command_itself_survives_what_its_forked_copies_survive(
     environment: dict[str, str], asked: Asked, whole: Uninterrupted, output: Path, number: int, after: int, code: int

@@ -27,6 +27,12 @@ def test_a_defect_fails_that_check_and_no_other(broken: Broken) -> None:
     assert found.keys() == {broken.fails}, found
 
 
-@pytest.mark.parametrize("plugin", tuple(sound()), ids=lambda plugin: type(plugin).__name__)
+@pytest.mark.parametrize(
+    "plugin",
+    [
+        pytest.param(one, id=type(one).__name__, marks=[pytest.mark.slow] * (number > 0))
+        for number, one in enumerate(sound())
+    ],
+)
 def test_the_same_method_without_a_defect_passes(plugin: object) -> None:
     assert [(r.check.name, r.reason) for r in examine("method", plugin) if r.outcome != "passed"] == []

@@ -35,10 +35,11 @@ def test_a_defect_fails_that_check_and_no_other(broken: Broken) -> None:
     assert found.keys() == {broken.fails}, found
 
 
-SOUND = (Sound, Qwen, Llama, Decoder, FusedDecoder, Encoder, EncoderDecoder, Mistral, Phi3, NeoX, Bloom, Gpt2, Opt)
+QUICK = (Sound, Encoder, EncoderDecoder)
+SLOW = (Qwen, Llama, Decoder, FusedDecoder, Mistral, Phi3, NeoX, Bloom, Gpt2, Opt)
 
 
-@pytest.mark.parametrize("family", SOUND)
+@pytest.mark.parametrize("family", [*QUICK, *(pytest.param(family, marks=pytest.mark.slow) for family in SLOW)])
 def test_a_sound_family_passes(family: type[HFModel]) -> None:
     assert [(r.check.name, r.reason) for r in examine("model", family()) if r.outcome != "passed"] == []
 
