@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 from ftcore.problems import KNOWN_KEYS, BadRow, Problem, Problems
-from ftcore.records import Record, read_records
+from ftcore.records import Record, iter_records
 from ftcore.shapes import (
     SHAPES,
     Conversation,
@@ -592,38 +591,6 @@ def test_entities_that_overlap_are_named() -> None:
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 
 
-def rows_of(source: str) -> Iterator[Record]:
-    """The rows of a file, in the fields that reading it gives."""
-    file = SHARED / source
-    if file.suffix in (".json", ".jsonl") and "cmrc" not in source and "squad" not in source:
-        yield from read_records([str(file)], Problems())
-    elif file.suffix == ".json":
-        for article in json.loads(file.read_text(encoding="utf-8"))["data"]:
-            for paragraph in article["paragraphs"]:
-                for asked in paragraph["qas"]:
-                    yield Record({"context": paragraph["context"], **asked}, source, 1)
-    elif file.suffix == ".csv":
-        with file.open(encoding="gb18030" if "gbk" in source else "utf-8", newline="") as lines:
-            yield from (Record(row, source, 1) for row in csv.DictReader(lines))
-    elif file.suffix == ".txt":
-        lines_of_text = file.read_text(encoding="utf-8").splitlines()
-        yield from (
-            Record(dict(zip("12", line.split("\t"), strict=False)), source, 1) for line in lines_of_text if line
-        )
-    else:
-        yield from _conll(file)
-
-
-def _conll(file: Path) -> Iterator[Record]:
-    pairs: list[list[str]] = []
-    for line in [*file.read_text(encoding="utf-8").split("\n"), ""]:
-        if line.strip():
-            pairs.append(line.rsplit("\t", 1))
-        elif pairs:
-            yield Record({"tokens": [word for word, _ in pairs], "tags": [tag for _, tag in pairs]}, file.name, 1)
-            pairs = []
-
-
 # The file, what it is read as, its rows, and how many of them are problems.
 REAL: list[tuple[str, Callable[[Record], object], int, int]] = [
     ("alpaca_en/alpaca_5000.json", conversations_of, 3500, 1),
@@ -664,5 +631,5 @@ REAL: list[tuple[str, Callable[[Record], object], int, int]] = [
 def test_every_row_of_a_real_file_is_read_or_named() -> None:
     for source, reader, rows, bad in (one for one in REAL if (SHARED / one[0]).exists()):
         problems = Problems()
-        found = read_all(rows_of(source), reader, problems)
+        found = read_all(iter_records([str(SHARED / source)], problems), reader, problems)
         assert (len(found), len(problems)) == (rows - bad, bad), source
