@@ -239,7 +239,7 @@ _MENDED = ("instruction", "input", "output", "system", "messages", "conversation
 
 def mended(fields: Fields) -> tuple[Fields, str]:
     """The row with its misspelt keys spelt right where only one thing can be meant, and a note that says so."""
-    if shape_of(fields) not in (ALPACA.name, UNKNOWN):
+    if shape_of(fields) not in (ALPACA.name, "input/output", UNKNOWN):
         return fields, ""
     renamed = _respelt(fields)
     if not renamed:
