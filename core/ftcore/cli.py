@@ -633,6 +633,37 @@ def _options_given(ctx: click.Context) -> dict[str, dict[str, object]]:
     return options
 
 
+@cli.group()
+def data() -> None:
+    """Look at files of rows."""
+
+
+@data.command("check")
+@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.option("--task", metavar="TASK", help="Try the rows on what this task reads, not on what their own keys say.")
+@click.option("--sheet", metavar="NAME", help="Sheet of a workbook to read; without it the first.")
+@click.option(
+    "--header-row", type=click.IntRange(min=0), help="Line of a table with the names of its columns; 0: none."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print a list of objects.")
+def check_data(
+    files: tuple[str, ...], task: str | None, sheet: str | None, header_row: int | None, as_json: bool
+) -> None:
+    """Say what is in files of rows, and what is wrong with them, without a model; exit 2 when a row cannot be used."""
+    from ftcore import looking
+    from ftcore.records import Layout
+
+    looks = []
+    for one in looking.look(files, Layout(sheet, header_row), task):
+        looks.append(one)
+        if not as_json:
+            click.echo(looking.text(one))
+    if as_json:
+        click.echo(json.dumps([one.plain() for one in looks], indent=2, ensure_ascii=False))
+    if not all(one.sound for one in looks):
+        raise click.exceptions.Exit(Refused.exit_code)
+
+
 @cli.command()
 @click.argument("kind", type=click.Choice(["method", "task", "model"]))
 @click.argument("name")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
-from ftcore.errors import Refused
 from ftcore.problems import BadRow, Problem, Problems, filled, settle, shown
 from ftcore.reading.formats import Content, content_of, documents_of, rows_of
 from ftcore.reading.repeats import Repeats
@@ -17,7 +16,7 @@ __all__ = [
     "Document",
     "Layout",
     "Record",
-    "contents",
+    "content_at",
     "fingerprint",
     "iter_documents",
     "iter_records",
@@ -49,7 +48,7 @@ def iter_records(sources: Sequence[str], problems: Problems, layout: Layout | No
         if files is None:
             yield from _kept(f"hub:{source}", hub_rows(source), problems)
         for file in files or ():
-            yield from records_of(_noted(file, problems), problems, layout)
+            yield from records_of(content_at(file, problems), problems, layout)
 
 
 def read_documents(
@@ -72,17 +71,8 @@ def iter_documents(
         if files is None:
             yield from _documents(_kept(f"hub:{source}", hub_rows(source), problems), problems)
         for file in files or ():
-            content = _noted(file, problems, running_text=True)
+            content = content_at(file, problems, running_text=True)
             yield from _documents(_texts(content, separator, problems, layout), problems)
-
-
-def contents(sources: Sequence[str], problems: Problems, *, running_text: bool = False) -> Iterator[Content]:
-    """Every file with its format and encoding; a dataset of the Hub is refused."""
-    for source in sources:
-        files = files_of(source, problems.note)
-        if files is None:
-            raise Refused(f"{source} is no file here; pass a file, a directory or a pattern.")
-        yield from (_noted(file, problems, running_text=running_text) for file in files)
 
 
 def records_of(content: Content, problems: Problems, layout: Layout | None = None) -> Iterator[Record]:
@@ -90,7 +80,8 @@ def records_of(content: Content, problems: Problems, layout: Layout | None = Non
     return _kept(content.source, rows_of(content, layout or Layout(), problems.note), problems)
 
 
-def _noted(source: str, problems: Problems, *, running_text: bool = False) -> Content:
+def content_at(source: str, problems: Problems, *, running_text: bool = False) -> Content:
+    """The file of that name with its format; an encoding other than UTF-8 is noted."""
     content = content_of(file_at(source, path_of(source)), running_text=running_text)
     if content.text and content.text.encoding != "UTF-8":
         problems.note(f"{source} is {content.text.encoding}, and is read as that")

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 from ftcore.errors import Refused
-from ftcore.problems import Problems
+from ftcore.problems import Problems, settle
 from ftcore.records import (
     Layout,
     Record,
@@ -229,6 +229,15 @@ def test_a_file_of_two_encodings_is_refused_however_few_lines_are_of_the_other(t
     line = '{"n": "素数是只能被一和它自己整除的数"}\n'
     with pytest.raises(Refused, match="99 of its lines are GB18030 and the others UTF-8: convert only those lines"):
         read(put(tmp_path, "a.jsonl", line.encode("gb18030") * 99 + line.encode()))
+
+
+def test_rows_that_are_repeated_are_read_and_counted_in_a_notice(tmp_path: Path) -> None:
+    one, two = put(tmp_path, "a.jsonl", lines()), put(tmp_path, "b.csv", table(";"))
+    records, problems = read(one, two)
+    assert len(records) == 2 * len(ROWS)
+    assert problems.notices() == [f"3 rows repeated, first {one}:1 and {two}:2"]
+    notice = settle(problems, "error", len(records))
+    assert notice == problems.notices()[0]
 
 
 # --- tables ----------------------------------------------------------------------------------------------
@@ -488,7 +497,7 @@ def test_documents_are_parted_alike_however_the_lines_fall(tmp_path: Path) -> No
 
 PEAK = """
 import resource, sys
-from ftcore.problems import Problems
+from ftcore.problems import Problems, settle
 from ftcore.records import iter_documents, iter_records
 source, kind = sys.argv[1:]
 read = iter_records([source], Problems()) if kind == "rows" else iter_documents([source], "###", Problems())

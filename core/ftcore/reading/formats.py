@@ -45,6 +45,16 @@ class Content:
         return self.file.source
 
     @property
+    def encoding(self) -> str:
+        """The encoding of the text, if it is text."""
+        return self.text.encoding if self.text else ""
+
+    @property
+    def newlines(self) -> str:
+        """The newlines of the text, if it is text."""
+        return self.text.newlines if self.text else ""
+
+    @property
     def described(self) -> str:
         """The format in words."""
         names = {"columns": "columns parted by tabs", "tokens": "tokens with tags", "text": "running text"}

@@ -4,7 +4,7 @@ from ftcore.shapes.forms import AS_IT_IS, Form, form_from, read_all, reshaped
 from ftcore.shapes.labelling import labelled_of, question_of, tagged_of, words_of
 from ftcore.shapes.maps import MAPS, Map
 from ftcore.shapes.preferring import judged_of, preference_of
-from ftcore.shapes.recognising import SHAPES, Shape, conversations_of, document_of, mended, pair_of, shape_of
+from ftcore.shapes.recognising import SHAPES, UNKNOWN, Shape, conversations_of, document_of, mended, pair_of, shape_of
 from ftcore.shapes.values import (
     Conversation,
     Judged,
@@ -21,6 +21,7 @@ __all__ = [
     "AS_IT_IS",
     "MAPS",
     "SHAPES",
+    "UNKNOWN",
     "Conversation",
     "Form",
     "Judged",
