@@ -331,7 +331,8 @@ def _summary(outcome: Any) -> Iterator[str]:
         yield f"  before: {_line(sample['before'])}"
         yield f"  after:  {_line(sample['after'])}"
     yield f"finished after {outcome.steps} steps; everything is in {outcome.output} (report.html shows the curves)"
-    yield f"next: ftcore chat {outcome.output}  ·  ftcore merge {outcome.output} --output OUT"
+    use = "chat {0}" if outcome.chats else "predict {0} --data ROWS --output FILE"
+    yield f"next: ftcore {use.format(outcome.output)}  ·  ftcore merge {outcome.output} --output OUT"
 
 
 def _line(text: str) -> str:

@@ -36,13 +36,17 @@ MANY_STEPS = 10**6  # of a run whose data, and so whose length, is not known yet
 
 @dataclass(frozen=True)
 class Outcome:
-    """A finished run: where it is, its metrics before and after, and the same questions answered before and after."""
+    """A finished run: where it is, its metrics before and after, and the same questions answered before and after.
+
+    `chats` says whether what was trained is a model to talk to.
+    """
 
     output: Path
     steps: int
     metrics: Mapping[str, float]
     before: Mapping[str, float]
     samples: tuple[Mapping[str, str], ...]
+    chats: bool = True
 
 
 @dataclass(frozen=True)
@@ -284,6 +288,7 @@ def finish(prepared: Prepared, record: Mapping[str, Any], samples: Sequence[Mapp
         samples=samples,
         base=prepared.loaded.checkpoint,
         library=adapter.library,
+        chats=prepared.run.head == "causal-lm",
     )
     directory.write_pages(output, finished)
 
@@ -291,7 +296,8 @@ def finish(prepared: Prepared, record: Mapping[str, Any], samples: Sequence[Mapp
 def outcome(prepared: Prepared, samples: Sequence[Mapping[str, str]]) -> Outcome:
     """What the run came to, as its directory tells it."""
     before, after = directory.metric_ends(prepared.recipe.output)
-    return Outcome(prepared.recipe.output, prepared.steps, after, before, tuple(samples))
+    chats = prepared.run.head == "causal-lm"
+    return Outcome(prepared.recipe.output, prepared.steps, after, before, tuple(samples), chats)
 
 
 @dataclass(frozen=True)

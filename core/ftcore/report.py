@@ -27,7 +27,7 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 
 @dataclass(frozen=True)
 class Finished:
-    """Everything the two pages show; `library` is what loads the adapter, by its Hub name."""
+    """Everything the two pages show; `library` is what loads the adapter, by its Hub name, `chats` how it is used."""
 
     title: str
     command: str
@@ -38,6 +38,7 @@ class Finished:
     samples: Sequence[Mapping[str, str]]
     base: str
     library: str
+    chats: bool = True
 
 
 def report_html(finished: Finished) -> str:
@@ -62,7 +63,7 @@ def model_card(finished: Finished) -> str:
         _front_matter(finished),
         f"# {_plain(finished.title)}",
         _what_it_is(finished),
-        USAGE,
+        USAGE.format(use=CHAT if finished.chats else PREDICT),
         _part("Results", markdown_table(("measure", "value"), list(results(finished.metrics).items()))),
         _part("How it was trained", _training(finished)),
         _part("Samples", markdown_table(("asked", "before", "after"), _sample_rows(finished.samples))),
@@ -464,7 +465,7 @@ USAGE = """## How to use it
 `DIR` is this folder.
 
 ```sh
-ftcore chat DIR
+ftcore {use}
 ftcore merge DIR --output OUT
 ```
 
@@ -474,6 +475,7 @@ import ftcore
 loaded = ftcore.attach("DIR")
 model, tokenizer = loaded.model, loaded.tokenizer
 ```"""
+CHAT, PREDICT = "chat DIR", "predict DIR --data ROWS --output FILE"
 
 
 def _front_matter(finished: Finished) -> str:
