@@ -72,7 +72,7 @@ def tiny_checkpoint(model_type: str, head: str = "causal-lm", **fields: Any) -> 
         return folder
     model: Any = tiny_model(tiny_config(model_type, **fields), head)
     model.save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
+    tiny_tokenizer(masks=head == "masked-lm").save_pretrained(folder)
     return folder
 
 
@@ -107,8 +107,8 @@ def tiny_model(config: PreTrainedConfig, head: str, **given: Any) -> nn.Module:
 
 
 @cache
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer of 320 tokens with a chat template, trained on a few words."""
+def tiny_tokenizer(*, masks: bool = False) -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer of 320 tokens with a chat template, trained on a few words; the last may be a mask."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -116,7 +116,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=320,
+        vocab_size=320 - masks,
         special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
@@ -124,6 +124,8 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     bpe.train_from_iterator([WORDS] * 4, trainer)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|endoftext|>")
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})
+    if masks:
+        tokenizer.add_special_tokens({"mask_token": "<|mask|>"})
     tokenizer.chat_template = CHATML
     return tokenizer
 
