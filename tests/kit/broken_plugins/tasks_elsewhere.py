@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ftcore import Batch, Data, Example, Loaded, Refused, Run, hookimpl, options
+from ftcore import Batch, Data, Example, Loaded, Refused, Run, Scoring, hookimpl, options
 from ftcore.batches import IGNORED, TokenRow, collator, held_out, token_loss, token_row
 from ftcore.problems import BadRow, Problem, Problems, filled, refuse, settle
 from ftcore.records import Record, read_records
@@ -284,6 +285,58 @@ class ClassifyAnything(Classify):
         return ClassRow(tuple(read[:length]), (label,), record.place, len(read) > length)
 
 
+@options
+class ClassifyAndTell(Classify):
+    """The class is predicted, too."""
+
+    @hookimpl
+    def prepare_data(self, run: Run, loaded: Loaded) -> Data:
+        """The rows, and how they are answered."""
+        data = Pairs.prepare_data(self, run, loaded)
+        return replace(data, scoring=Scoring(partial(self.predict, data), self.lines, self.score))
+
+    def predict(self, data: Data, model: nn.Module, rows: Sequence[ClassRow]) -> list[Any]:
+        logits = model(**data.collate(rows).inputs).logits
+        return [{"class": int(row.argmax()), "logits": row.tolist()} for row in logits]
+
+    def lines(self, rows: Sequence[ClassRow], answers: Sequence[Any]) -> list[dict[str, Any]]:
+        return [{"prediction": a["class"], "label": row.asked[0]} for row, a in zip(rows, answers, strict=True)]
+
+    def score(self, lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+        right = sum(line["prediction"] == line["label"] for line in lines)
+        return {"accuracy": right / len(lines)} if lines else {}
+
+
+@options
+class TellsByNeighbours(ClassifyAndTell):
+    """A row is answered by what is common to its batch."""
+
+    def predict(self, data: Data, model: nn.Module, rows: Sequence[ClassRow]) -> list[Any]:
+        logits = model(**data.collate(rows).inputs).logits
+        return [{"class": int(row.argmax()), "logits": row.tolist()} for row in logits - logits.mean(0)]
+
+
+@options
+class TellsTensors(ClassifyAndTell):
+    """Lines hold tensors."""
+
+    def lines(self, rows: Sequence[ClassRow], answers: Sequence[Any]) -> list[dict[str, Any]]:
+        import torch
+
+        return [{**line, "label": torch.tensor(line["label"])} for line in super().lines(rows, answers)]
+
+
+@options
+class TellsFewer(ClassifyAndTell):
+    """What is only to be answered is read in part."""
+
+    @hookimpl
+    def prepare_data(self, run: Run, loaded: Loaded) -> Data:
+        """The rows, of those to be answered all but the last."""
+        data = ClassifyAndTell.prepare_data(self, run, loaded)
+        return replace(data, eval=data.eval[:-1]) if run.intent == "predict" else data
+
+
 # --- masked tokens ---------------------------------------------------------------------------------------
 
 
@@ -517,13 +570,16 @@ class ContinueWithoutTail(ContinueInWindows):
         yield from rows[:-1] if len(rows) > 1 and rows[-1].size < size else rows
 
 
-SOUND: list[object] = [Translate(), Classify(), FillIn(), Continue(), ContinueInWindows()]
+SOUND: list[object] = [Translate(), ClassifyAndTell(), FillIn(), Continue(), ContinueInWindows()]
 BROKEN: list[Broken] = [
     Broken("the decoder reads what it is taught", TranslateFromTarget(), "check_each_target_is_the_next_token"),
     Broken("padding is among the labels of a target", TranslateWithPadding(), "check_padding_is_not_learned"),
     Broken("the end of a target is not learned", TranslateUnended(), "check_stop_token_is_taught"),
     Broken("the encoder sees padding", TranslateUnmasked(), "check_padding_changes_no_loss"),
     Broken("a classifier reads padding", ClassifyUnmasked(), "check_padding_changes_no_loss"),
+    Broken("a row's answer depends on its batch", TellsByNeighbours(), "check_answers_are_their_rows_own"),
+    Broken("lines hold tensors", TellsTensors(), "check_answers_are_told"),
+    Broken("some rows are not answered", TellsFewer(), "check_rows_are_answered_as_they_are_evaluated"),
     Broken("a classifier's loss is a mean", ClassifyByMean(), "check_padding_changes_no_loss"),
     Broken("other tokens are masked each time", FillInAnew(), "check_rows_are_the_same_every_time"),
     Broken("documents of a window predict each other", ContinueAcross(), "check_no_row_teaches_its_neighbour"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ftcore.discovery import declared_datum
 from ftcore.testing.kit import Check
-from ftcore.testing.tasks import company, constancy, files, labels, measures
+from ftcore.testing.tasks import answers, company, constancy, files, labels, measures
 from ftcore.testing.tasks import loss as losses
 from ftcore.testing.tasks.stage import TEXT_HEADS, TOKEN_HEADS
 
@@ -80,6 +80,9 @@ EVERY_TASK: tuple[Check, ...] = (
     Check(measures.check_probes_ask_as_rows_do, needs=(ANSWERS, STOP)),
     Check(measures.check_plan_needs_no_weights, needs=(SAME,)),
     Check(measures.check_evaluation_needs_no_training_rows, needs=(SAME,)),
+    Check(answers.check_answers_are_their_rows_own, needs=("check_padding_changes_no_loss",)),
+    Check(answers.check_answers_are_told, needs=("check_answers_are_their_rows_own",)),
+    Check(answers.check_rows_are_answered_as_they_are_evaluated, needs=("check_answers_are_told", EVALUATION)),
     Check(
         measures.check_a_run_trains_and_is_evaluated,
         needs=(EVALUATION, "check_metrics_are_right", COUNTS, STOP),
