@@ -639,23 +639,34 @@ def data() -> None:
     """Look at files of rows."""
 
 
-@data.command("check")
+# The settings that say how rows are read.
+ROW_SETTINGS = ("sheet", "header_row", "columns", "row_template", "data_format")
+
+
+class LookCommand(RunCommand):
+    """A command whose flags are the settings that say how rows are read."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """The arguments parsed with these flags."""
+        ctx.meta["ftcore.dynamic"] = [flag for flag in _flags({}) if getattr(flag, "key", "") in ROW_SETTINGS]
+        return click.Command.parse_args(self, ctx, args)
+
+
+@data.command("check", cls=LookCommand)
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
 @click.option("--task", metavar="TASK", help="Try the rows on what this task reads, not on what their own keys say.")
-@click.option("--sheet", metavar="NAME", help="Sheet of a workbook to read; without it the first.")
-@click.option(
-    "--header-row", type=click.IntRange(min=0), help="Line of a table with the names of its columns; 0: none."
-)
 @click.option("--json", "as_json", is_flag=True, help="Print a list of objects.")
-def check_data(
-    files: tuple[str, ...], task: str | None, sheet: str | None, header_row: int | None, as_json: bool
-) -> None:
+@click.pass_context
+def check_data(ctx: click.Context, /, files: tuple[str, ...], task: str | None, as_json: bool, **given: Any) -> None:
     """Say what is in files of rows, and what is wrong with them, without a model; exit 2 when a row cannot be used."""
     from ftcore import looking
-    from ftcore.records import Layout
+    from ftcore.declaring import build
+    from ftcore.settings import Settings, form_of, layout_of
 
+    flags = {flag.key: ctx.params[flag.name] for flag in ctx.meta["ftcore.dynamic"]}
+    settings = build(Settings, {key: value for key, value in flags.items() if value not in (None, ())}, "the check")
     looks = []
-    for one in looking.look(files, Layout(sheet, header_row), task):
+    for one in looking.look(files, layout_of(settings), task, form_of(settings)):
         looks.append(one)
         if not as_json:
             click.echo(looking.text(one))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -16,7 +16,9 @@ from ftcore.reading.repeats import Repeats
 from ftcore.reading.sources import files_of
 from ftcore.records import Layout, Record, content_at, records_of
 from ftcore.shapes import (
+    AS_IT_IS,
     UNKNOWN,
+    Form,
     conversations_of,
     document_of,
     judged_of,
@@ -24,6 +26,7 @@ from ftcore.shapes import (
     pair_of,
     preference_of,
     question_of,
+    reshaped,
     shape_of,
     tagged_of,
 )
@@ -78,7 +81,9 @@ class Look:
         return json.loads(json.dumps(asdict(self), default=str))  # type: ignore[no-any-return]
 
 
-def look(sources: Sequence[str], layout: Layout | None = None, task: str | None = None) -> Iterator[Look]:
+def look(
+    sources: Sequence[str], layout: Layout | None = None, task: str | None = None, form: Form = AS_IT_IS
+) -> Iterator[Look]:
     """A look at each file of the sources, as a task of that name would read it, or as its own keys say."""
     readers = readers_of(task) if task else ()
     for source in sources:
@@ -91,7 +96,7 @@ def look(sources: Sequence[str], layout: Layout | None = None, task: str | None 
         if files is None:
             yield Look(source, refused=f"{source} is no file here; pass a file, a directory or a pattern.")
         for file in files or ():
-            yield _looked(file, layout or Layout(), readers, notices)
+            yield _looked(file, layout or Layout(), form, readers, notices)
             notices = []
 
 
@@ -106,7 +111,7 @@ _OTHERS: tuple[Reader, ...] = (conversations_of, pair_of)
 _JUDGED: tuple[Reader, ...] = (judged_of, *_OTHERS)
 
 
-def _looked(file: str, layout: Layout, readers: tuple[Reader, ...], notices: Sequence[str]) -> Look:
+def _looked(file: str, layout: Layout, form: Form, readers: tuple[Reader, ...], notices: Sequence[str]) -> Look:
     problems = Problems()
     for notice in notices:
         problems.note(notice)
@@ -115,7 +120,7 @@ def _looked(file: str, layout: Layout, readers: tuple[Reader, ...], notices: Seq
         content = content_at(file, problems, running_text=readers == (document_of,))
         known.update(format=content.described, encoding=content.encoding, newlines=content.newlines)
         tally = _Tally(readers, problems, file)
-        for record in _records(content, layout, problems):
+        for record in _in_form(_records(content, layout, problems), form, problems):
             tally.add(record)
         known.update(tally.counted())
         known["rows"] = tally.rows + len(problems) - tally.bad
@@ -132,6 +137,15 @@ def _records(content: Content, layout: Layout, problems: Problems) -> Iterator[R
         return
     for line, text in documents_of(content, SEPARATOR):
         yield Record({"text": text}, content.source, line)
+
+
+def _in_form(records: Iterable[Record], form: Form, problems: Problems) -> Iterator[Record]:
+    """Each row as the form makes it; one that it cannot be made of is a problem."""
+    for record in records:
+        try:
+            yield record if form == AS_IT_IS else reshaped(record, form)
+        except BadRow as bad:
+            problems.add(bad.problem)
 
 
 class _Tally:

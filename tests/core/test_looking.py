@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 from ftcore.cli import cli
+from ftcore.errors import Refused
 from ftcore.looking import look
 
 ROWS = [
@@ -131,6 +132,18 @@ def test_the_sheet_and_the_line_of_the_header_are_told(tmp_path: Path) -> None:
     assert done.exit_code == 0
     assert '{"question": "Where is the cat?", "answer": "By the door."}' in done.output
     assert check(str(tmp_path / "a.xlsx"), "--sheet", "None").exit_code == 2
+
+
+def test_columns_are_named_as_for_a_run(tmp_path: Path) -> None:
+    source = str(tmp_path / "a.csv")
+    Path(source).write_text("Question,Answer\nWhere is the cat?,By the door.\nAnd the dog?,\n", encoding="utf-8")
+    done = check(source, "--columns", "instruction=Question,output=Answer")
+    assert done.exit_code == 2
+    assert '{"instruction": "Where is the cat?", "output": "By the door."}' in done.output
+    assert f"  {source}:3: output is empty" in done.output
+    assert "has no column Reply; it has Question, Answer" in check(source, "--columns", "output=Reply").output
+    both = check(source, "--columns", "output=Answer", "--data-format", "medical")
+    assert isinstance(both.exception, Refused)
 
 
 def test_looking_loads_no_model_library(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -45,7 +46,8 @@ def form_from(columns: Sequence[str], template: str | None, name: str | None) ->
         known = f"did you mean {near[0]}?" if near else f"it is one of {', '.join(MAPS)}."
         raise Refused(f"--data-format knows no rows called {name!r}; {known}")
     templates = _templates(template) if template is not None else ()
-    return Form(tuple(_column(one) for one in columns), templates, template or "", name or "")
+    named = [one for given in columns for one in re.split(r",(?=[^,=]+=)", given)]
+    return Form(tuple(map(_column, named)), templates, template or "", name or "")
 
 
 def reshaped(record: Record, form: Form) -> Record:
