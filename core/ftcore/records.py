@@ -48,7 +48,11 @@ def iter_records(sources: Sequence[str], problems: Problems, layout: Layout | No
         if files is None:
             yield from _kept(f"hub:{source}", hub_rows(source), problems)
         for file in files or ():
-            yield from records_of(content_at(file, problems), problems, layout)
+            content = content_at(file, problems)
+            if content.format == "text" and file != source:
+                problems.note(f"{file}: left out, as it is running text")
+            else:
+                yield from records_of(content, problems, layout)
 
 
 def read_documents(

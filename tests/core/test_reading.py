@@ -12,6 +12,7 @@ import random
 import re
 import subprocess
 import sys
+import tarfile
 import types
 import zipfile
 from collections.abc import Callable, Mapping
@@ -100,6 +101,13 @@ def zipped(name: str, content: bytes, *others: str) -> bytes:
     return out.getvalue()
 
 
+def tar(name: str) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo(name), io.BytesIO())
+    return out.getvalue()
+
+
 def zstd(content: bytes) -> bytes:
     import zstandard
 
@@ -183,6 +191,7 @@ def test_what_needs_a_library_that_is_absent_is_refused_with_the_command(
         ("a.arrow", b"ARROW1\0\0", "save it as Parquet"),
         ("a.json", b"%PDF-1.7\n", "save its text as .txt"),
         ("a.parquet", b"PAR1 and no more", "cannot be read"),
+        ("a.tar.gz", gzip.compress(tar("a.jsonl")), "is an archive of files: unpack it"),
         ("a.xlsx", zipped("xl/workbook.xml", b""), "is no sound workbook"),
         ("a.bin", bytes(range(1, 200)), "is not UTF-8 text"),
     ],
@@ -260,6 +269,16 @@ def test_rows_of_other_widths_are_problems_of_their_lines(tmp_path: Path) -> Non
     assert found[0].startswith(f"{source}:3: row has 1 cell where there are 2 columns (a, b); add or remove cells")
     assert found[1].startswith(f"{source}:4: row has 3 cells")
     assert found[2].startswith(f"{source}:6: row goes on behind the quote")
+
+
+def test_a_carriage_return_ends_lines_only_where_nothing_else_does(tmp_path: Path) -> None:
+    for name in ("a.csv", "a.jsonl", "array.jsonl"):
+        content = str(KINDS[name]()).replace("\n", "\r")
+        assert fields(put(tmp_path, name, content)) == ROWS
+    source = put(tmp_path, "b.csv", 'a,b\n1,x\ry\n2,"x\ry"\n')
+    records, problems = read(source)
+    assert [dict(record.fields) for record in records] == [{"a": "2", "b": "x\ry"}]
+    assert problems.summary().startswith(f"{source}:2: row has a carriage return in a cell")
 
 
 def test_a_quote_that_stays_open_is_refused_where_it_opens(tmp_path: Path) -> None:
@@ -414,6 +433,16 @@ def test_a_directory_is_all_its_files_in_order_and_says_what_it_leaves_out(tmp_p
     assert problems.notices()[0].endswith("left out, as their suffixes name no rows: README.md, b/photo.png")
     with pytest.raises(Refused, match="is a directory without a file of rows or text; it holds photo"):
         read(put(tmp_path, "other/photo.png", "?").removesuffix("/photo.png"))
+
+
+def test_running_text_among_files_of_rows_is_left_out_and_said(tmp_path: Path) -> None:
+    put(tmp_path, "a.jsonl", lines())
+    text = put(tmp_path, "notes.txt", "It was a cold day.\n")
+    records, problems = read(str(tmp_path))
+    assert len(records) == len(ROWS)
+    assert problems.notices() == [f"{text}: left out, as it is running text"]
+    with pytest.raises(Refused, match=r"notes.txt holds running text"):
+        read(text)
 
 
 def test_a_pattern_is_the_files_that_match_it(tmp_path: Path) -> None:

@@ -48,19 +48,21 @@ class Text:
 
     def lines(self) -> Iterator[str]:
         """The lines one after the other, each ending with LF (the last perhaps with nothing)."""
+        end = "\r" if self.newlines == "CR" else "\r\n"
         with self._stream() as stream:
             for line in chain([stream.readline().removeprefix("\ufeff")], stream):
-                yield line[:-2] + "\n" if line.endswith("\r\n") else line
+                yield line[: -len(end)] + "\n" if line.endswith(end) else line
 
     def whole(self) -> str:
-        """All of it, with the newlines it has."""
+        """All of it, with lines that end with LF or CRLF."""
         with self._stream() as stream:
-            return stream.read().removeprefix("\ufeff")
+            text = stream.read().removeprefix("\ufeff")
+        return text.replace("\r", "\n") if self.newlines == "CR" else text
 
     @contextmanager
     def _stream(self) -> Iterator[io.TextIOWrapper]:
         with bytes_of(self.file) as stream:
-            yield io.TextIOWrapper(stream, _CODECS[self.encoding], newline="\n")
+            yield io.TextIOWrapper(stream, _CODECS[self.encoding], newline="\r" if self.newlines == "CR" else "\n")
 
 
 def text_of(file: File) -> Text:
@@ -106,15 +108,22 @@ class _Undecodable(Exception):
 
 def _measured(file: File, encoding: str) -> Text:
     """The text with its newlines counted; _Undecodable where it is not in `encoding`."""
-    lines = pairs = 0
+    lines = pairs = returns = 0
     blank, last = True, ""
     for text in _decoded(file, encoding):
         lines += text.count("\n")
+        returns += text.count("\r")
         pairs += (last + text).count("\r\n")
         blank, last = blank and not text.strip("\ufeff \t\r\n"), text[-1:]
     if blank:
         raise Refused(f"{file.source} is empty; pass a file with rows or text.")
-    return Text(file, encoding, "LF and CRLF" if 0 < pairs < lines else "CRLF" if pairs else "LF")
+    return Text(file, encoding, _newlines(lines, pairs, returns))
+
+
+def _newlines(lines: int, pairs: int, returns: int) -> str:
+    if not lines and returns:
+        return "CR"
+    return "LF and CRLF" if 0 < pairs < lines else "CRLF" if pairs else "LF"
 
 
 def _decoded(file: File, encoding: str) -> Iterator[str]:

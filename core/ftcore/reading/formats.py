@@ -68,11 +68,13 @@ class Content:
 def content_of(file: File, *, running_text: bool = False) -> Content:
     """The file with its format; `running_text` says that what could be either is text rather than rows."""
     with bytes_of(file) as stream:
-        head = stream.read(16)
+        head = stream.read(512)
     if head.startswith(b"PAR1"):
         return Content(file, "Parquet", None)
     if head.startswith(b"PK\x03\x04"):
         return Content(file, "workbook", None)
+    if head[257:262] == b"ustar":
+        raise Refused(f"{file.source} is an archive of files: unpack it, and pass the directory.")
     for opening, what in _BINARY.items():
         if head.startswith(opening):
             raise Refused(f"{file.source} is {what}, and pass that.")

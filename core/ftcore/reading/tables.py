@@ -103,13 +103,20 @@ def _cells(lines: Iterable[str], dialect: Dialect) -> Iterator[tuple[int, Sequen
         except StopIteration:
             return
         except csv.Error as error:
-            if "expected after" not in str(error):
-                raise _Unclosed(line) from None
-            remedy = 'write a quote inside a cell twice, "", and enclose the whole cell in quotes'
-            yield line, Problem("", "row", "goes on behind the quote that ends a cell", remedy)
+            yield line, _misplaced(str(error), line)
         else:
             if any(cell.strip() for cell in cells):
                 yield line, cells
+
+
+def _misplaced(error: str, line: int) -> Problem:
+    """What is wrong with a row whose successors are sound; _Unclosed where they cannot be told."""
+    if "new-line character" in error:
+        return Problem("", "row", "has a carriage return in a cell", "enclose that cell in quotes, or take it out")
+    if "expected after" not in error:
+        raise _Unclosed(line) from None
+    remedy = 'write a quote inside a cell twice, "", and enclose the whole cell in quotes'
+    return Problem("", "row", "goes on behind the quote that ends a cell", remedy)
 
 
 def named(
