@@ -23,6 +23,7 @@ from ftcore.shapes import (
     document_of,
     judged_of,
     labelled_of,
+    mended,
     pair_of,
     preference_of,
     question_of,
@@ -30,7 +31,6 @@ from ftcore.shapes import (
     shape_of,
     tagged_of,
 )
-from ftcore.shapes.recognising import mended
 
 Reader = Callable[[Record], object]
 SEPARATOR = "<|endoftext|>"
@@ -165,8 +165,11 @@ class _Tally:
         """The row is counted, and is a problem when it cannot be used."""
         self._first = self._first or record
         self._keys.update(dict.fromkeys(record.fields))
-        shape = shape_of(mended(record.fields)[0])
+        fields, note = mended(record.fields)
+        shape = shape_of(fields)
         self._shapes[shape] += 1
+        if note:
+            self._problems.note(f"{self._file}: {note}")
         self._empty.update(key for key, value in record.fields.items() if _is_empty(value))
         self._repeats.add(record.fields, record.place)
         self._longest = max(self._longest, (_characters(record.fields), record.place), key=lambda pair: pair[0])
@@ -185,11 +188,10 @@ class _Tally:
         problem = None
         for reader in readers:
             try:
-                read = reader(record)
+                reader(record)
             except BadRow as bad:
                 problem = problem or bad.problem
             else:
-                self._note_mended(read)
                 return None
         return None if self._is_like_the_first(record, problem) else problem
 
@@ -197,12 +199,6 @@ class _Tally:
         assert self._first
         strange = not self._readers and problem is not None and problem.field == "row"
         return strange and bool(record.fields) and record.fields.keys() == self._first.fields.keys()
-
-    def _note_mended(self, read: object) -> None:
-        for one in read if isinstance(read, tuple) else (read,):
-            mended = getattr(one, "mended", "")
-            if mended:
-                self._problems.note(f"{self._file}: {mended}")
 
     def counted(self) -> dict[str, Any]:
         """The counts, by the fields of a look."""

@@ -255,7 +255,8 @@ def _tokenizer_digest(tokenizer: Any) -> str:
 def _own_code() -> str:
     """A digest of the core's modules: another ftcore may read and encode otherwise."""
     hashed = hashlib.sha256()
-    for file in sorted(Path(__file__).parent.glob("*.py")) + sorted(Path(__file__).parent.glob("reading/*.py")):
+    core = Path(__file__).parent
+    for file in sorted([*core.glob("*.py"), *core.glob("reading/*.py"), *core.glob("shapes/*.py")]):
         hashed.update(file.read_bytes())
     return hashed.hexdigest()
 

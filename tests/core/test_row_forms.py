@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from ftcore.declaring import build
 from ftcore.errors import Refused
-from ftcore.problems import BadRow, Problem, Problems
+from ftcore.problems import BadRow, Problem
 from ftcore.records import Record
 from ftcore.settings import Settings, form_of
 from ftcore.shapes import (
@@ -22,7 +22,6 @@ from ftcore.shapes import (
     form_from,
     pair_of,
     question_of,
-    read_all,
     reshaped,
 )
 from pydantic import ValidationError
@@ -190,13 +189,6 @@ def test_reading_settings_loads_no_template_engine() -> None:
     heavy = ("jinja2", "yaml", "torch")
     code = f"import sys, ftcore.settings, ftcore.shapes; sys.exit(any(name in sys.modules for name in {heavy}))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
-
-
-def test_rows_that_a_form_cannot_read_are_problems_among_the_others() -> None:
-    rows = [record({"q": "a", "a": "b"}), record({"q": "a"}), record({"q": "", "a": "b"})]
-    problems = Problems()
-    found = read_all(rows, pair_of, problems, form_from(["input=q", "output=a"], None, None))
-    assert ([(one.input, one.outputs) for one in found], len(problems)) == ([("a", ("b",))], 2)
 
 
 def test_other_shapes_are_read_through_a_form() -> None:

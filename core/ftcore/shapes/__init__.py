@@ -1,10 +1,12 @@
 """Every shape of row that people keep, and what tasks read from it."""
 
-from ftcore.shapes.forms import AS_IT_IS, Form, form_from, read_all, reshaped
+from ftcore.shapes.conversing import conversations_of, document_of, pair_of
+from ftcore.shapes.forms import AS_IT_IS, Form, form_from, reshaped
 from ftcore.shapes.labelling import labelled_of, question_of, tagged_of, words_of
 from ftcore.shapes.maps import MAPS, Map
+from ftcore.shapes.mending import mended
 from ftcore.shapes.preferring import judged_of, preference_of
-from ftcore.shapes.recognising import SHAPES, UNKNOWN, Shape, conversations_of, document_of, mended, pair_of, shape_of
+from ftcore.shapes.recognising import SHAPES, UNKNOWN, Shape, shape_of
 from ftcore.shapes.values import (
     Conversation,
     Judged,
@@ -14,7 +16,6 @@ from ftcore.shapes.values import (
     Preference,
     Question,
     Tagged,
-    mendings,
 )
 
 __all__ = [
@@ -39,11 +40,9 @@ __all__ = [
     "judged_of",
     "labelled_of",
     "mended",
-    "mendings",
     "pair_of",
     "preference_of",
     "question_of",
-    "read_all",
     "reshaped",
     "shape_of",
     "tagged_of",

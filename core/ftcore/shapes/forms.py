@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from ftcore.errors import Refused
-from ftcore.problems import KNOWN_KEYS, BadRow, Problems, abridged, refuse
+from ftcore.problems import KNOWN_KEYS, BadRow, abridged, refuse
 from ftcore.records import Record
 from ftcore.shapes.maps import MAPS
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     import jinja2
 
 Fields = Mapping[str, object]
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -56,19 +55,6 @@ def reshaped(record: Record, form: Form) -> Record:
         return replace(record, fields=_fields(record.fields, form))
     except BadRow as error:
         raise BadRow(replace(error.problem, place=record.place)) from None
-
-
-def read_all(
-    records: Iterable[Record], reader: Callable[[Record], T], problems: Problems, form: Form = AS_IT_IS
-) -> list[T]:
-    """What `reader` makes of each reshaped row, in order; rows that cannot be used are problems."""
-    found = []
-    for record in records:
-        try:
-            found.append(reader(reshaped(record, form)))
-        except BadRow as error:
-            problems.add(error.problem)
-    return found
 
 
 def _fields(fields: Fields, form: Form) -> Fields:

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from ftcore.problems import checked, filled, optional, refuse, shown
 from ftcore.records import Record
-from ftcore.shapes.recognising import read, refuse_unknown
+from ftcore.shapes.conversing import read, refuse_unknown
 from ftcore.shapes.turns import entries, listed, yes_or_no
 from ftcore.shapes.values import Labelled, Question, Tagged
 
@@ -20,17 +20,15 @@ Fields = Mapping[str, object]
 def question_of(record: Record) -> Question:
     """The question of a row with its answers where the context has them, or BadRow."""
 
-    def reader(fields: Fields, note: str) -> Question:
+    def reader(fields: Fields) -> Question:
         context, question = filled(fields, "context"), filled(fields, "question")
         given = [_placed(text, start, context) for text, start in _answers(fields)]
         said = fields.get("is_impossible")
         impossible = not given if said is None else yes_or_no(said, "is_impossible")
         if not impossible and not given:
             refuse("answers", "has none", 'add one, or say "is_impossible": true')
-        answers = () if impossible else tuple(dict.fromkeys((text, start) for text, start, _ in given))
-        moved = "an answer found where its start does not say" if any(moved for *_, moved in given) else ""
-        mended = ", ".join(part for part in (note, moved) if part)
-        return Question(_id(fields, record), context, question, answers, impossible, record.place, mended)
+        answers = () if impossible else tuple(dict.fromkeys(given))
+        return Question(_id(fields, record), context, question, answers, impossible, record.place)
 
     return read(record, reader)
 
@@ -64,15 +62,12 @@ def _start(value: object, field: str) -> int:
     return value
 
 
-def _placed(text: str, start: int, context: str) -> tuple[str, int, bool]:
-    """The answer where the context has it: at its start, or at the only other place where it stands."""
-    if start >= 0 and context.startswith(text, start):
-        return text, start, False
-    found = context.find(text)
-    if found < 0 or context.find(text, found + 1) >= 0:
-        place = "nowhere" if found < 0 else "at several other places"
-        refuse("answers", f"has {shown(text)} at {start}, but the context has it {place}", "mend the start or the text")
-    return text, found, True
+def _placed(text: str, start: int, context: str) -> tuple[str, int]:
+    """The answer and its start, when the context has it there."""
+    if start < 0 or not context.startswith(text, start):
+        where = "at several other places" if text in context else "nowhere"
+        refuse("answers", f"has {shown(text)} at {start}, but the context has it {where}", "mend the start or the text")
+    return text, start
 
 
 # --- labels ----------------------------------------------------------------------------------------------
@@ -92,14 +87,14 @@ _LABELS = ("label", "labels", "category")
 def labelled_of(record: Record) -> Labelled:
     """The text or sentence pair of a row with its labels, as texts, or BadRow."""
 
-    def reader(fields: Fields, note: str) -> Labelled:
+    def reader(fields: Fields) -> Labelled:
         first, second = _text_keys(fields)
         key = next((key for key in _LABELS if key in fields), "2" if first == "1" else "label")
         if key not in fields:
             refuse("label", "is missing", "add it, or name its column with --columns")
         labels = _labels(fields[key], key)
         other = filled(fields, second) if second else ""
-        return Labelled(filled(fields, first), other, labels, record.place, note)
+        return Labelled(filled(fields, first), other, labels, record.place)
 
     return read(record, reader)
 
@@ -137,39 +132,24 @@ _WORDS, _TAGS = ("tokens", "words"), ("tags", "ner_tags", "labels")
 def tagged_of(record: Record) -> Tagged:
     """The words of a row and a tag for each; entities marked in a text become tags that begin with B and I."""
 
-    def reader(fields: Fields, note: str) -> Tagged:
+    def reader(fields: Fields) -> Tagged:
         words_key = next((key for key in _WORDS if key in fields), None)
         tags_key = next((key for key in _TAGS if key in fields), None)
         if words_key and tags_key:
             words = [checked(one, f"{words_key}[{at}]") for at, one in enumerate(listed(fields[words_key], words_key))]
             tags = [_label(one, f"{tags_key}[{at}]") for at, one in enumerate(listed(fields[tags_key], tags_key))]
-            bare = _unnumbered(words)
-            taken = "the numbers behind its characters left out" if bare else ""
-            return _tagged(bare or words, tags, record, ", ".join(part for part in (note, taken) if part))
-        return _tagged(*_from_spans(fields), record, note)
+            return _tagged(words, tags, record)
+        return _tagged(*_from_spans(fields), record)
 
     return read(record, reader)
 
 
-def _tagged(words: Sequence[str], tags: Sequence[str], record: Record, note: str) -> Tagged:
+def _tagged(words: Sequence[str], tags: Sequence[str], record: Record) -> Tagged:
     if len(words) != len(tags):
         refuse("tags", f"has {len(tags)} entries for {len(words)} words", "give each word its tag")
     if not words:
         refuse("tokens", "is empty", "give it words, or remove the row")
-    return Tagged(tuple(words), tuple(tags), record.place, note)
-
-
-_NUMBERED = re.compile(r"(.)(\d+)", re.DOTALL)
-
-
-def _unnumbered(words: Sequence[str]) -> list[str]:
-    """The characters without the place in its word that some Chinese corpora write behind each, if all have one."""
-    found = [match for word in words if (match := _NUMBERED.fullmatch(word))]
-    places = [int(match[2]) for match in found]
-    counted = all(now in (0, before + 1) for before, now in zip([-1, *places], places, strict=False))
-    characters = [match[1] for match in found]
-    chinese = any("\u4e00" <= one <= "\u9fff" for one in characters)
-    return characters if len(found) == len(words) and counted and chinese else []
+    return Tagged(tuple(words), tuple(tags), record.place)
 
 
 # A word is one Chinese or Japanese character, a run of other letters and digits, or one sign.

@@ -8,8 +8,8 @@ from itertools import takewhile
 from ftcore.problems import checked, filled, refuse, shown
 from ftcore.records import Record
 from ftcore.shapes.asking import ALPACA, ASKINGS, Asking, answer_texts, question_turns, system_text
+from ftcore.shapes.conversing import read, refuse_unknown, tools_text, turns_and_field, with_system
 from ftcore.shapes.dialogues import transcript_turns
-from ftcore.shapes.recognising import read, refuse_unknown, tools_text, turns_and_field, with_system
 from ftcore.shapes.turns import check_order, check_prompt_order, listed, turns_of, yes_or_no
 from ftcore.shapes.values import Judged, Message, Preference
 
@@ -21,14 +21,14 @@ _JUDGEMENTS = ("label", "kto_tag")
 def preference_of(record: Record) -> Preference:
     """The prompt of a row and its better and worse answer, or BadRow; of ranked answers, the first and the last."""
 
-    def reader(fields: Fields, note: str) -> Preference:
+    def reader(fields: Fields) -> Preference:
         prompt, chosen, rejected = _compared(fields)
         tools = tools_text(fields)
         for answer, name in ((chosen, "chosen"), (rejected, "rejected")):
             _check(prompt, answer, name, tools)
         if chosen == rejected:
             refuse("rejected", "is the same as chosen", "remove the row")
-        return Preference(tuple(prompt), tuple(chosen), tuple(rejected), record.place, tools, note)
+        return Preference(tuple(prompt), tuple(chosen), tuple(rejected), record.place, tools)
 
     return read(record, reader)
 
@@ -36,7 +36,7 @@ def preference_of(record: Record) -> Preference:
 def judged_of(record: Record) -> Judged:
     """The prompt of a row, its last answer and whether that is good, or BadRow."""
 
-    def reader(fields: Fields, note: str) -> Judged:
+    def reader(fields: Fields) -> Judged:
         judgement = next((key for key in _JUDGEMENTS if key in fields), None)
         if judgement is None:
             refuse("label", "is missing", "say with true or false whether the answer is good")
@@ -46,7 +46,7 @@ def judged_of(record: Record) -> Judged:
         messages = with_system(messages, system_text(fields), field)
         check_order(messages, field, tools=bool(tools))
         asked = _last_user(messages) + 1
-        return Judged(tuple(messages[:asked]), tuple(messages[asked:]), good, record.place, tools, note)
+        return Judged(tuple(messages[:asked]), tuple(messages[asked:]), good, record.place, tools)
 
     return read(record, reader)
 

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
 
 
 @dataclass(frozen=True)
@@ -33,13 +29,12 @@ class Conversation:
     """Messages that may open with a system turn, go on with the user, and end with the assistant.
 
     User and assistant alternate; where tools are used, turns of the assistant and of tools may follow each other.
-    `tools` is the JSON text that describes them, and `mended` what was read otherwise than it is written.
+    `tools` is the JSON text that describes them.
     """
 
     messages: tuple[Message, ...]
     place: str
     tools: str = ""
-    mended: str = ""
 
     @property
     def answers(self) -> tuple[str, ...]:
@@ -55,7 +50,6 @@ class Pair:
     input: str
     outputs: tuple[str, ...]
     place: str
-    mended: str = ""
 
 
 @dataclass(frozen=True)
@@ -67,7 +61,6 @@ class Preference:
     rejected: tuple[Message, ...]
     place: str
     tools: str = ""
-    mended: str = ""
 
 
 @dataclass(frozen=True)
@@ -79,7 +72,6 @@ class Judged:
     good: bool
     place: str
     tools: str = ""
-    mended: str = ""
 
 
 @dataclass(frozen=True)
@@ -92,7 +84,6 @@ class Question:
     answers: tuple[tuple[str, int], ...]
     impossible: bool
     place: str
-    mended: str = ""
 
 
 @dataclass(frozen=True)
@@ -103,7 +94,6 @@ class Labelled:
     second: str
     labels: tuple[str, ...]
     place: str
-    mended: str = ""
 
 
 @dataclass(frozen=True)
@@ -113,22 +103,3 @@ class Tagged:
     words: tuple[str, ...]
     tags: tuple[str, ...]
     place: str
-    mended: str = ""
-
-
-class Mended(Protocol):
-    """Any of these values."""
-
-    @property
-    def place(self) -> str:
-        """The file and line of the row."""
-
-    @property
-    def mended(self) -> str:
-        """What was read otherwise than it is written, or nothing."""
-
-
-def mendings(values: Iterable[Mended]) -> list[str]:
-    """A sentence for each file and each thing that was mended in it, with the number of rows."""
-    counts = Counter((re.sub(r"(:\d+){1,2}$", "", one.place), one.mended) for one in values if one.mended)
-    return [f"{source}: {note} in {count} row{'s' * (count > 1)}" for (source, note), count in counts.items()]
