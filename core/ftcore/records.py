@@ -96,9 +96,17 @@ def _kept(source: str, rows: Iterable[Row], problems: Problems) -> Iterator[Reco
     for line, column, value in rows:
         if isinstance(value, dict):
             yield Record(value, source, line, column)
+        elif _are_turns(value):
+            yield Record({"messages": value}, source, line, column)
         else:
             place = Record({}, source, line, column).place
             problems.add(replace(_unusable(value), place=place))
+
+
+def _are_turns(value: object) -> bool:
+    """Whether a row is nothing but a list of messages, as openai's fine-tuning files have been."""
+    turns = value if isinstance(value, list) else []
+    return bool(turns) and all(isinstance(turn, dict) and {"role", "content"} <= turn.keys() for turn in turns)
 
 
 def _unusable(value: object) -> Problem:

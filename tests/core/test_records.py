@@ -501,3 +501,12 @@ def test_importing_the_module_imports_nothing_heavy() -> None:
     code = "import sys, ftcore.records; print({'torch', 'transformers', 'datasets'} & sys.modules.keys())"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "set()"
+
+
+def test_a_row_that_is_nothing_but_messages_is_read_as_them(tmp_path: Path) -> None:
+    source = written(
+        tmp_path, "bare.jsonl", json.dumps([ASK, SAY]) + "\n" + json.dumps({"messages": [ASK, SAY]}) + "\n"
+    )
+    first, second = read_records([source], Problems())
+    assert first.fields == second.fields
+    assert (first.line, second.line) == (1, 2)
