@@ -495,6 +495,11 @@ def test_a_question_without_its_answer_in_the_context_is_named(row: Row, phrase:
     assert phrase in str(fault(question_of, {**SQUAD, **row}))
 
 
+def test_an_answer_that_is_judged_bad_is_not_learnt() -> None:
+    assert fault(conversations_of, {"messages": [ASK, SAY], "label": False}).field == "label"
+    assert conversations_of(record({"messages": [ASK, SAY], "label": True}))
+
+
 # --- labels and tags -------------------------------------------------------------------------------------------
 
 LABELLED: list[tuple[Row, tuple[str, str, tuple[str, ...]]]] = [

@@ -37,9 +37,13 @@ def read(record: Record, reader: Callable[[Fields], T]) -> T:
 
 
 def conversations_of(record: Record) -> tuple[Conversation, ...]:
-    """The conversation in a row, the several of a tree, or BadRow."""
+    """The conversation in a row, the several of a tree, or BadRow, also for one that the row judges to be bad."""
 
     def reader(fields: Fields) -> tuple[Conversation, ...]:
+        if fields.get("label") is False:
+            refuse(
+                "label", "is false, so that its answer is one not to learn", "remove the row, or learn by preference"
+            )
         tools = tools_text(fields)
         return tuple(Conversation(tuple(path), record.place, tools) for path in _dialogues(fields, tools))
 
