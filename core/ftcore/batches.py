@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import numpy as np
 
 from ftcore.hooks import Batch, Loaded, Row
-from ftcore.seeds import permutation
+from ftcore.seeds import permutation, permuted
 from ftcore.settings import Settings
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 IGNORED = -100
+Numbers: TypeAlias = "np.ndarray[tuple[int], np.dtype[np.int64]]"
 T = TypeVar("T")
 
 
@@ -140,76 +141,105 @@ class Order:
 
     def epoch(self, epoch: int) -> list[list[list[int]]]:
         """The steps of one epoch, each a list of micro-batches, each a list of row numbers."""
-        order = self._drawn(epoch)
-        if self.by_length:
-            order = self._sorted_in_windows(order)
-        batches = list(self._batches(order))
-        if self.by_length:
-            batches = [batches[i] for i in permutation(len(batches), self.seed, "batches", epoch)]
-        return [batches[i : i + self.accumulate] for i in range(0, len(batches), self.accumulate)]
+        return list(self._steps(epoch))
 
     @property
     def rows(self) -> int:
         """Rows in one epoch."""
         return sum(taken for _, taken in self.shares) if self.shares else len(self.sizes)
 
-    def _drawn(self, epoch: int) -> list[int]:
-        """The rows of an epoch, shuffled: all of them, or of each run of rows its share, drawn anew each time."""
-        if not self.shares:
-            return permutation(len(self.sizes), self.seed, "order", epoch)
-        chosen: list[int] = []
-        start = 0
-        for number, (count, taken) in enumerate(self.shares):
-            rest = permutation(count, self.seed, "share", number, epoch)[: taken % count] if count else []
-            chosen += [start + i for i in [*range(count)] * (taken // max(1, count)) + rest]
-            start += count
-        return [chosen[i] for i in permutation(len(chosen), self.seed, "order", epoch)]
-
     def steps(self, epochs: int) -> int:
         """Optimizer steps in that many epochs."""
         if self.batch_tokens is None:
             batches = -(-self.rows // self.batch_size)
             return epochs * -(-batches // self.accumulate)
-        return sum(len(self.epoch(epoch)) for epoch in range(epochs))
+        return sum(len(self._steps(epoch)) for epoch in range(epochs))
 
     def after(self, done: int) -> Iterator[list[list[int]]]:
         """The micro-batches of step done+1, done+2, … without end."""
         epoch = 0
         while True:
-            steps = self.epoch(epoch)
-            yield from steps[done:] if done < len(steps) else ()
+            steps = self._steps(epoch)
+            yield from (steps[number] for number in range(done, len(steps)))
             done, epoch = max(0, done - len(steps)), epoch + 1
 
     def in_order(self) -> list[list[int]]:
         """All rows once, as micro-batches, unshuffled: the order of an evaluation."""
-        return list(self._batches(list(range(len(self.sizes)))))
-
-    def _batches(self, order: list[int]) -> Iterator[list[int]]:
-        batch: list[int] = []
-        filled = 0
-        for index in order:
-            size = int(self.sizes[index])
-            if batch and self._full(len(batch), filled, size):
-                yield batch
-                batch, filled = [], 0
-            batch.append(index)
-            filled += size
-        if batch:
-            yield batch
-
-    def _full(self, rows: int, tokens: int, more: int) -> bool:
-        return rows >= self.batch_size if self.batch_tokens is None else tokens + more > self.batch_tokens
-
-    def _sorted_in_windows(self, order: list[int]) -> list[int]:
-        """Rows of like length near each other, so that padding is small, without losing the shuffle."""
-        window = 64 * self.batch_size
-        parts = [order[i : i + window] for i in range(0, len(order), window)]
-        return [index for part in parts for index in sorted(part, key=lambda i: self.sizes[i])]
+        return [batch for step in self._dealt(np.arange(len(self.sizes)), accumulate=1) for batch in step]
 
     @cached_property
     def largest(self) -> int:
         """Tokens in the largest micro-batch of the first epoch."""
-        return max((sum(int(self.sizes[i]) for i in batch) for step in self.epoch(0) for batch in step), default=0)
+        dealt = self._steps(0)
+        return int(np.add.reduceat(self._sizes[dealt.order], dealt.starts).max()) if len(dealt) else 0
+
+    @cached_property
+    def _sizes(self) -> Numbers:
+        return np.asarray(self.sizes, dtype=None if len(self.sizes) else np.int64)
+
+    def _steps(self, epoch: int) -> _Dealt:
+        if not self.by_length:
+            return self._dealt(self._drawn(epoch), self.accumulate)
+        dealt = self._dealt(self._sorted_in_windows(self._drawn(epoch)), self.accumulate)
+        return replace(dealt, turns=permuted(len(dealt.starts), self.seed, "batches", epoch))
+
+    def _drawn(self, epoch: int) -> Numbers:
+        """The rows of an epoch, shuffled: all of them, or of each run of rows its share, drawn anew each time."""
+        if not self.shares:
+            return permuted(len(self.sizes), self.seed, "order", epoch)
+        chosen = np.concatenate(list(self._shared(epoch)))
+        return chosen[permuted(len(chosen), self.seed, "order", epoch)]
+
+    def _shared(self, epoch: int) -> Iterator[Numbers]:
+        start = 0
+        for number, (count, taken) in enumerate(self.shares):
+            rest = permuted(count, self.seed, "share", number, epoch)[: taken % max(1, count)]
+            yield start + np.concatenate([np.tile(np.arange(count), taken // max(1, count)), rest])
+            start += count
+
+    def _dealt(self, order: Numbers, accumulate: int) -> _Dealt:
+        """The order parted into micro-batches that are as large as asked for."""
+        if self.batch_tokens is None:
+            starts = np.arange(0, len(order), self.batch_size)
+        else:
+            starts = np.fromiter(self._filled(order, self.batch_tokens), dtype=np.int64)
+        return _Dealt(order, starts, np.arange(len(starts)), accumulate)
+
+    def _filled(self, order: Numbers, tokens: int) -> Iterator[int]:
+        """Where each micro-batch begins, if it takes rows for as long as they fit."""
+        ends, start = np.cumsum(self._sizes[order]), 0
+        while start < len(order):
+            yield start
+            room = tokens + (ends[start - 1] if start else 0)
+            start = max(start + 1, int(np.searchsorted(ends, room, side="right")))
+
+    def _sorted_in_windows(self, order: Numbers) -> Numbers:
+        """Rows of like length near each other, so that padding is small, without losing the shuffle."""
+        window = 64 * self.batch_size
+        parts = [order[i : i + window] for i in range(0, len(order), window)]
+        return np.concatenate([part[np.argsort(self._sizes[part], kind="stable")] for part in parts or [order]])
+
+
+@dataclass(frozen=True)
+class _Dealt(Sequence[list[list[int]]]):
+    """The steps of an epoch, made when asked for: `turns` are its micro-batches in the order they come in."""
+
+    order: Numbers
+    starts: Numbers
+    turns: Numbers
+    accumulate: int
+
+    def __len__(self) -> int:
+        return -(-len(self.turns) // self.accumulate)
+
+    def __getitem__(self, step: Any) -> Any:
+        if not 0 <= step < len(self):
+            raise IndexError(step)
+        turns = self.turns[step * self.accumulate : (step + 1) * self.accumulate]
+        return [self.order[self.starts[turn] : self._end(turn)].tolist() for turn in turns.tolist()]
+
+    def _end(self, turn: int) -> int:
+        return int(self.starts[turn + 1]) if turn + 1 < len(self.starts) else len(self.order)
 
 
 def row_key(row: Row) -> bytes:
@@ -223,9 +253,8 @@ def digest(rows: Sequence[Row]) -> str:
     """A fingerprint of the rows, in order."""
     import hashlib
 
-    keys = rows.keys() if isinstance(rows, Indexed) else map(row_key, rows)
     hashed = hashlib.sha256()
-    for key in keys:
+    for key in rows.keys() if isinstance(rows, Indexed) else map(row_key, rows):
         hashed.update(key)
     return hashed.hexdigest()
 

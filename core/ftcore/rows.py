@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from glob import glob
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -23,10 +24,10 @@ from ftcore.errors import Refused
 from ftcore.hooks import Loaded, Row, Run
 from ftcore.problems import BadRow, Problem, Problems, settle
 from ftcore.records import Layout, Record, fingerprint, iter_records, weighted
-from ftcore.seeds import permutation
+from ftcore.seeds import permuted
 from ftcore.settings import form_of, layout_of
 from ftcore.shapes import Form, mended, reshaped
-from ftcore.tables import View
+from ftcore.tables import Array, View
 
 R = TypeVar("R", bound=Row)
 S = TypeVar("S")  # what a file is read as: records, or documents
@@ -131,21 +132,21 @@ def _held(encoded: Iterator[tables.Encoded], reading: Reading[S, R]) -> tables.T
 
 def _keep(folder: Path, run: Run, loaded: Loaded, reading: Reading[S, R], source: str) -> None:
     """`folder` appears whole or not at all; of two runs that make it at once the first wins."""
-    staged = folder.with_name(f".{folder.name}-{os.getpid()}")
-    shutil.rmtree(staged, ignore_errors=True)
-    staged.mkdir(parents=True)
-    try:
-        problems = Problems()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent, ignore_cleanup_errors=True) as made:
+        staged, problems = Path(made) / "rows", Problems()
+        staged.mkdir()
         tables.write(staged, _encoded(run, loaded, reading, source, problems), reading.facts)
         found = [
             {"place": p.place, "field": p.field, "found": p.found, "remedy": p.remedy} for p in problems.everything
         ]
         told = {"source": source, "problems": found, "notices": problems.notices()}
         (staged / tables.META).write_text(json.dumps(told), encoding="utf-8")
-        if not folder.exists():
+        try:
             staged.rename(folder)
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
+        except OSError:
+            if not (folder / tables.META).exists():
+                raise
 
 
 def _encoded(
@@ -157,7 +158,7 @@ def _encoded(
         try:
             made = list(reading.encode(_as_asked(record, form, problems)))
             for row in made:
-                check(row, loaded)
+                check(row, loaded, answered=run.intent != "predict")
         except BadRow as bad:
             place = bad.problem.place or getattr(record, "place", source)
             problems.add(replace(bad.problem, place=place))
@@ -176,8 +177,8 @@ def _as_asked(record: Any, form: Form, problems: Problems) -> Any:
     return asked
 
 
-def check(row: Row, loaded: Loaded) -> None:
-    """BadRow when the row holds a token that the model lacks, too many unknown ones, or nothing to learn."""
+def check(row: Row, loaded: Loaded, *, answered: bool = True) -> None:
+    """BadRow when the row holds a token that the model lacks, too many unknown ones, or, of an answer, nothing."""
     for name, ids in _tokens_of(row):
         if len(ids) and int(ids.max()) >= loaded.vocab_size:
             found = f"has the token {int(ids.max())}, and the model has {loaded.vocab_size}"
@@ -187,7 +188,7 @@ def check(row: Row, loaded: Loaded) -> None:
         if strange > UNKNOWN * len(ids):
             found = f"has {strange} of {len(ids)} tokens that the tokenizer does not know"
             raise BadRow(Problem("", "text", found, "use a checkpoint of its language, or take the row out"))
-    if isinstance(row, TokenRow) and not row.supervised:
+    if answered and isinstance(row, TokenRow) and not row.supervised:
         found = f"gives the model nothing to predict: {row.size} tokens, none of them supervised"
         raise BadRow(Problem("", "row", found, "give it an answer that --max-length holds"))
 
@@ -230,7 +231,7 @@ def _key(run: Run, loaded: Loaded, reading: Reading[S, R], source: str) -> str:
         *(_contents(settings.get(name)) for name in READING),
         [loaded.max_positions, loaded.vocab_size, loaded.stop_ids, run.head, run.intent == "predict"],
         _tokenizer_digest(loaded.tokenizer),
-        type(reading.task).__qualname__,
+        [type(reading.task).__qualname__, reading.kind.__qualname__],
         code_of(reading.task) or "",
         dump(reading.task) if declared(type(reading.task)) else {},
         _own_code(),
@@ -253,11 +254,11 @@ def _tokenizer_digest(tokenizer: Any) -> str:
 
 @cache
 def _own_code() -> str:
-    """A digest of the core's modules: another ftcore may read and encode otherwise."""
-    hashed = hashlib.sha256()
-    core = Path(__file__).parent
-    for file in sorted([*core.glob("*.py"), *core.glob("reading/*.py"), *core.glob("shapes/*.py")]):
-        hashed.update(file.read_bytes())
+    """A digest of the core's modules, and the library of tokenizers: others may read and encode otherwise."""
+    hashed = hashlib.sha256(version("tokenizers").encode())
+    for folder in ("", "reading", "shapes"):
+        for file in sorted((Path(__file__).parent / folder).glob("*.py")):
+            hashed.update(file.read_bytes())
     return hashed.hexdigest()
 
 
@@ -268,20 +269,32 @@ def _own_code() -> str:
 class _Records:
     """For each row the record that it came from, counted from 0, and for each record what equals it."""
 
-    of: np.ndarray[Any, Any]
-    alike: np.ndarray[Any, Any]
+    of: Array
+    alike: Array
+
+    @property
+    def distinct(self) -> bool:
+        """Each row is a record, and none equals another."""
+        return self.alike is self.of
 
 
 def _records(rows: View[R]) -> _Records:
     """Records are alike when their rows have the same keys in the same order."""
-    number = rows.column(lambda table: table.records)
+    number = rows.column(tables.RECORDS)
     begins = np.r_[True, (number[1:] != number[:-1]) | (rows.table[1:] != rows.table[:-1])]
-    of = np.cumsum(begins) - 1
-    place = (np.arange(len(rows)) - np.flatnonzero(begins)[of]).astype(np.uint64)
-    halves = rows.column(lambda table: table.keys).view("<u8").reshape(-1, 2)
-    sums = np.zeros((of[-1] + 1, 2), dtype=np.uint64)
-    np.add.at(sums, of, halves * (2 * place + 1)[:, None])
-    return _Records(of, np.unique(sums, axis=0, return_inverse=True)[1].reshape(-1))
+    of, keys = np.cumsum(begins, dtype=np.int32) - 1, rows.briefs()
+    starts = np.flatnonzero(begins)
+    if len(starts) < len(keys):
+        keys = np.add.reduceat(keys * (2 * (np.arange(len(keys)) - starts[of]) + 1).astype(np.uint64), starts)
+    if len(keys) == len(of) and _differ(keys):
+        return _Records(of, of)
+    return _Records(of, np.unique(keys, return_inverse=True)[1].reshape(-1))
+
+
+def _differ(keys: Array) -> bool:
+    """No two of them are equal."""
+    in_order = np.sort(keys)
+    return bool((in_order[1:] != in_order[:-1]).all())
 
 
 def _parted(rows: View[R], share: float, seed: int) -> tuple[View[R], View[R]]:
@@ -289,23 +302,23 @@ def _parted(rows: View[R], share: float, seed: int) -> tuple[View[R], View[R]]:
     count = round(share * len(rows))
     if not count:
         return rows, rows[:0]
-    records = _records(rows)
-    group = records.alike[records.of]
-    sizes = np.bincount(group)
-    drawn: dict[int, None] = dict.fromkeys(group[permutation(len(rows), seed, "held out")].tolist())
-    enough = int(np.searchsorted(np.cumsum(sizes[list(drawn)]), count)) + 1
-    apart = np.isin(group, list(drawn)[:enough])
+    shuffled, records = permuted(len(rows), seed, "held out"), _records(rows)
+    if records.distinct:
+        apart = np.zeros(len(rows), dtype=np.bool_)
+        apart[shuffled[:count]] = True
+    else:
+        group = records.alike[records.of]
+        drawn = group[shuffled]
+        drawn = drawn[np.sort(np.unique(drawn, return_index=True)[1])]
+        enough = int(np.searchsorted(np.cumsum(np.bincount(group)[drawn]), count)) + 1
+        apart = np.isin(group, drawn[:enough])
     return rows.where(~apart), rows.where(apart)
 
 
 def _trained_too(run: Run, training: View[R], apart: View[R]) -> int:
     """How many held-out rows are trained on too, which flatters what is measured on them; the first is named."""
-    first: dict[bytes, int] = {}
-    held = apart.keys() if len(training) else []
-    wanted = set(held)
-    for index, key in enumerate(training.keys() if wanted else ()):
-        if key in wanted:
-            first.setdefault(key, index)
+    held, alike = apart.keys(), np.flatnonzero(_among(np.sort(apart.briefs()), training.briefs()))[::-1]
+    first = {key: int(index) for key, index in zip(training.where(alike).keys(), alike, strict=True)}
     shared = [index for index, key in enumerate(held) if key in first]
     if shared:
         one, other = apart[shared[0]].place, training[first[held[shared[0]]]].place
@@ -316,15 +329,25 @@ def _trained_too(run: Run, training: View[R], apart: View[R]) -> int:
     return len(shared)
 
 
+def _among(known: Array, keys: Array) -> Array:
+    """Whether each key is one of those known, which are in order."""
+    if not len(known):
+        return np.zeros(len(keys), dtype=np.bool_)
+    found: Array = known[np.minimum(np.searchsorted(known, keys), len(known) - 1)] == keys
+    return found
+
+
 def _twins(run: Run, rows: View[R]) -> int:
     """How many records are copies of one before them; the first is named."""
     if not len(rows):
         return 0
     records = _records(rows)
-    _, first, alike = np.unique(records.alike, return_index=True, return_inverse=True)
-    copies = np.flatnonzero(first[alike.reshape(-1)] != np.arange(len(records.alike)))
+    if records.distinct:
+        return 0
+    first = np.unique(records.alike, return_index=True)[1]
+    copies = np.flatnonzero(first[records.alike] != np.arange(len(records.alike)))
     if len(copies):
-        pair = [int(np.flatnonzero(records.of == one)[0]) for one in (copies[0], first[alike.reshape(-1)[copies[0]]])]
+        pair = [int(np.flatnonzero(records.of == one)[0]) for one in (copies[0], first[records.alike[copies[0]]])]
         one, other = (rows[index].place for index in pair)
         run.say(f"{len(copies)} rows are copies of others, the first {one} of {other}; they are trained on as they are")
     return len(copies)

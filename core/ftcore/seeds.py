@@ -7,6 +7,10 @@ import random
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
 
 # torch's, numpy's and Python's generators belong to the process; whoever draws from them holds this.
 _generators = threading.RLock()
@@ -40,8 +44,14 @@ def seeded(seed: int, *purpose: int | str) -> Iterator[None]:
 
 def permutation(count: int, seed: int, *purpose: int | str) -> list[int]:
     """The numbers below `count` in an order that depends on nothing but the arguments."""
+    order: list[int] = permuted(count, seed, *purpose).tolist()
+    return order
+
+
+def permuted(count: int, seed: int, *purpose: int | str) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """The same as an array, in a fifth of the memory."""
     import torch
 
     generator = torch.Generator().manual_seed(mix(seed, *purpose))
-    order: list[int] = torch.randperm(count, generator=generator).tolist()
+    order: np.ndarray[tuple[int], np.dtype[np.int64]] = torch.randperm(count, generator=generator).numpy()
     return order
