@@ -7,6 +7,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from glob import glob
@@ -91,6 +92,17 @@ def read(run: Run, loaded: Loaded, reading: Reading[S, R]) -> Rows[R]:
     counts |= {"held_out_rows_trained_on": _trained_too(run, training, apart)}
     counts |= {name: training.total(name) for name in training.facts}
     return Rows(training, apart, counts, _shares([weight for _, weight in trained], training), built_in)
+
+
+def records_of(run: Run, sample: Path) -> Iterator[Record]:
+    """The training files' records in the form that is asked for, or those of the `sample`, for `fill_options` to see.
+
+    Rows that cannot be read are left out; they are refused when the run reads them.
+    """
+    sources, form = [weighted(spec)[0] for spec in run.settings.data] or [str(sample)], form_of(run.settings)
+    for record in iter_records(sources, Problems(), layout_of(run.settings)):
+        with suppress(BadRow):
+            yield reshaped(record, form)
 
 
 # --- one source ------------------------------------------------------------------------------------------
