@@ -24,11 +24,11 @@ def check_answers_are_their_rows_own(task: object, bench: Bench | None = None) -
     tried = everything(bench)
     rows = (tried.held or tried.train)[:FEW]
     for scoring in _scorings(tried):
-        alone = [answer for row in rows for answer in _answers(scoring, tried, [row])]
+        alone = {id(row): answer for row in rows for answer in _answers(scoring, tried, [row])}
         for order in (rows, rows[::-1]):
             together = _answers(scoring, tried, order)
             for row, answer in zip(order, together, strict=True):
-                wanted = alone[rows.index(row)]
+                wanted = alone[id(row)]
                 if not alike(wanted, answer):
                     raise Failed(
                         f"a row is answered {_shown(answer)} among {len(rows)}, and {_shown(wanted)} when it is alone; "
