@@ -149,12 +149,17 @@ class Native(Mapping[str, "Tensor"]):
         return self.files.read(next(place.source for place in self.places.values() if place.source)).dtype
 
 
-def native(folder: str, rules: tuple[Rule, ...], shapes: Shapes, zeros: tuple[str, ...] = ()) -> Native:
-    """The checkpoint in `folder` as the tensors of a model with `shapes`; Refused unless it fills exactly these."""
+def native(
+    folder: str, rules: tuple[Rule, ...], shapes: Shapes, zeros: tuple[str, ...] = (), unused: str = ""
+) -> Native:
+    """The checkpoint in `folder` as the tensors of a model with `shapes`; Refused unless it fills exactly these.
+
+    What would become a tensor that matches the expression `unused` is left out.
+    """
     files = Files(Path(folder))
     places: dict[str, Place] = {}
     for name, shape in files.shapes.items():
-        if not name.endswith(COMPUTED):
+        if not name.endswith(COMPUTED) and not _left_out(name, rules, unused):
             found = dict(_places(folder, name, shape, rules, shapes))
             if found.keys() & places.keys():
                 raise _unfit(folder, f"an unexpected tensor '{name}', whose place another has")
@@ -165,6 +170,11 @@ def native(folder: str, rules: tuple[Rule, ...], shapes: Shapes, zeros: tuple[st
         origin = next(filter(None, (rule.origin(missing[0]) for rule in rules)), missing[0])
         raise _unfit(folder, f"{len(missing)} missing tensors, the first is '{origin}'")
     return Native(files, {**places, **empty})
+
+
+def _left_out(name: str, rules: tuple[Rule, ...], unused: str) -> bool:
+    targets = next((found for rule in rules if (found := rule.targets(name)) is not None), ())
+    return bool(targets) and all(re.fullmatch(unused, target) for target in targets)
 
 
 def shapes_of(model: nn.Module) -> Shapes:

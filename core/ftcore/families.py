@@ -50,8 +50,12 @@ LLAMA_ROLES: Mapping[str, str] = {
     "mlp.down": "model.layers.*.mlp.down_proj",
     "norm": "model.*norm",
     "embedding": "model.embed_tokens",
-    "head": "lm_head",
+    "head": "lm_head score",
 }
+# What decoders can be given: the head that they were published with, or one that scores a whole text.
+DECODES, SCORES = ("causal-lm", "sequence-classification"), ("sequence-classification",)
+# What files hold for the head of a language model, where another one is asked for.
+LANGUAGE_HEAD = r"(lm_head|embed_out)\..*"
 
 
 @options
@@ -119,19 +123,22 @@ class HFModel:
     def _converted(self, run: Run, folder: str, original: Original, kwargs: Mapping[str, Any]) -> Loaded:
         """A checkpoint of other names and shapes in transformers' own class, with a tokenizer built from its files."""
         import torch
-        import transformers
 
         fields = read_fields(folder)
         refuse_quantised(folder, fields)
         config = native_config(folder, original, fields)
         with torch.device("meta"):
-            empty = getattr(transformers, HEADS[run.head]).from_config(config)
-        rules, shapes = original.rules(fields), shapes_of(empty)
-        tensors = partial(native, folder, rules, shapes, original.zeros(fields))
+            empty = class_with(run.head, config).from_config(config)
+        rules, shapes, unused = original.rules(fields), shapes_of(empty), ""
+        if run.head in self.drawn_heads:
+            shapes, unused = _without_head(shapes, empty), LANGUAGE_HEAD
+        tensors = partial(native, folder, rules, shapes, original.zeros(fields), unused)
         read = tensors() if run.intent != "plan" and self.weights == "pretrained" else None
         tokenizer = built_tokenizer(folder, original, fields, optional=run.intent != "train")
         model = self._model(run, config, kwargs, lambda _, given: filled(type(empty), config, read or {}, given))
         original.finish(model, read)
+        if unused and run.intent == "train":
+            run.say(f"the checkpoint has no head for {run.head}: a new one is drawn")
         if note := original.note(fields) if run.intent != "plan" else "":
             run.say(note)
         known = tokenizer.get_vocab() if tokenizer else {}
@@ -148,6 +155,8 @@ class HFModel:
         stops: tuple[int, ...],
     ) -> Loaded:
         config: Any = model.config
+        if run.head in self.drawn_heads:
+            _know_padding(config, tokenizer)
         parts = parts_of(model, self.roles)
         return Loaded(
             model=model,
@@ -170,11 +179,10 @@ class HFModel:
         pretrained: Callable[[Any, Mapping[str, Any]], PreTrainedModel],
     ) -> PreTrainedModel:
         import torch
-        import transformers
 
         from ftcore.attention import register
 
-        auto = getattr(transformers, HEADS[run.head])
+        auto = class_with(run.head, config)
         given = {"attn_implementation": register(), "dtype": dtype_of(run.settings), "trust_remote_code": False}
         if self._why_padded(config):
             given.pop("attn_implementation")
@@ -195,7 +203,8 @@ class HFModel:
     def _spared(self, run: Run, model: PreTrainedModel, info: Info) -> Info:
         """What is missing and unexpected without a head to be drawn and without leftovers, which both are said."""
         unexpected, missing, other = set(info["unexpected_keys"]), set(info["missing_keys"]), _misshapen(info)
-        left = {name for name in unexpected if any(re.fullmatch(pattern, name) for pattern in self.leftovers)}
+        unused = (*self.leftovers, *([LANGUAGE_HEAD] if run.head in self.drawn_heads else []))
+        left = {name for name in unexpected if any(re.fullmatch(pattern, name) for pattern in unused)}
         drawn = missing | other if run.head in self.drawn_heads and _of_the_head(missing, other, model) else set()
         if run.intent == "train" and drawn:
             why = "has no head" if drawn == missing else "has a head of another size"
@@ -417,6 +426,32 @@ def strictly_loaded(
                 f"tensors, the first is '{name}'; the checkpoint is incomplete or of another architecture"
             )
     return model  # type: ignore[no-any-return]
+
+
+def class_with(head: str, config: PreTrainedConfig) -> Any:
+    """Transformers' class for a head; Refused when models of the config's type have none."""
+    import transformers
+
+    auto = getattr(transformers, HEADS[head])
+    if type(config) not in auto._model_mapping:
+        raise Refused(
+            f"models of type '{config.model_type}' have no head for {head} in transformers; use a checkpoint of "
+            "another type, or a task that needs another head"
+        )
+    return auto
+
+
+def _without_head(shapes: Mapping[str, tuple[int, ...]], model: PreTrainedModel) -> dict[str, tuple[int, ...]]:
+    inside = f"{model.base_model_prefix}."
+    return {name: shape for name, shape in shapes.items() if name.startswith(inside)}
+
+
+def _know_padding(config: Any, tokenizer: PreTrainedTokenizerBase | None) -> None:
+    """A head that reads the last token before the padding knows what the padding is."""
+    known = getattr(config, "pad_token_id", None)
+    if tokenizer is not None and (known is None or known < 0):
+        own = tokenizer.pad_token_id
+        config.pad_token_id = tokenizer.eos_token_id if own is None else own
 
 
 def _poolers(model: PreTrainedModel) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from ftcore import options
-from ftcore.families import HFModel
+from ftcore.families import DECODES, SCORES, HFModel
 
 H, NEOX = "transformer.h.*", "gpt_neox.layers.*"
 FUSED = f"{H}.attn.c_attn {NEOX}.attention.query_key_value"
@@ -37,6 +37,9 @@ class GPT(HFModel):
     """Decoders of the types gpt2 and gpt_neox, whose q, k and v are one projection, and gpt_neo and gptj."""
 
     model_types: ClassVar[tuple[str, ...]] = ("gpt2", "gpt_neo", "gptj", "gpt_neox")
+    heads: ClassVar[tuple[str, ...]] = DECODES
+    drawn_heads: ClassVar[tuple[str, ...]] = SCORES
+    tried_on: ClassVar[Mapping[str, tuple[str, ...]]] = {**dict.fromkeys(model_types, DECODES[:1]), "gpt2": DECODES}
     sizes: ClassVar[Mapping[str, str]] = SIZES
     tiny: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "gpt_neo": {"num_hidden_layers": 3, "attention_types": [[["global", "local", "global"], 1]], "window_size": 8},
@@ -52,5 +55,5 @@ class GPT(HFModel):
         "mlp.down": f"{H}.mlp.c_proj {H}.mlp.fc_out {NEOX}.mlp.dense_4h_to_h",
         "norm": "transformer.*ln_* gpt_neox.*norm",
         "embedding": "transformer.wte gpt_neox.embed_in",
-        "head": "lm_head",
+        "head": "lm_head score",
     }

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from ftcore import options
-from ftcore.families import HFModel
+from ftcore.families import DECODES, SCORES, HFModel
 
 SIZES: Mapping[str, str] = {
     "1.1b-chat": "TinyLlama/TinyLlama-1.1B-Chat-v1.0",
@@ -65,4 +65,6 @@ class Llama(HFModel):
     """Decoders of the type llama: Llama, Vicuna, Yi, CodeLlama."""
 
     model_types: ClassVar[tuple[str, ...]] = ("llama",)
+    heads: ClassVar[tuple[str, ...]] = DECODES
+    drawn_heads: ClassVar[tuple[str, ...]] = SCORES
     sizes: ClassVar[Mapping[str, str]] = SIZES

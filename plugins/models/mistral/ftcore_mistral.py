@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from ftcore import options
-from ftcore.families import LLAMA_ROLES, HFModel
+from ftcore.families import DECODES, LLAMA_ROLES, SCORES, HFModel
 
 SIZES: Mapping[str, str] = {
     "7b": "mistralai/Mistral-7B-v0.3",
@@ -33,6 +33,9 @@ class Mistral(HFModel):
     """
 
     model_types: ClassVar[tuple[str, ...]] = ("mistral", "mixtral")
+    heads: ClassVar[tuple[str, ...]] = DECODES
+    drawn_heads: ClassVar[tuple[str, ...]] = SCORES
+    tried_on: ClassVar[Mapping[str, tuple[str, ...]]] = dict.fromkeys(model_types, DECODES[:1])
     sizes: ClassVar[Mapping[str, str]] = SIZES
     tiny: ClassVar[Mapping[str, Mapping[str, int]]] = {"mixtral": {"num_local_experts": 4}}
     roles: ClassVar[Mapping[str, str]] = {

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from ftcore import options
-from ftcore.families import HFModel
+from ftcore.families import DECODES, SCORES, HFModel
 
 LAYER = "model.decoder.layers.*"
 SIZES: Mapping[str, str] = {
@@ -26,6 +26,8 @@ class OPT(HFModel):
     """Decoders of the type opt, from 125M to 66B."""
 
     model_types: ClassVar[tuple[str, ...]] = ("opt",)
+    heads: ClassVar[tuple[str, ...]] = DECODES
+    drawn_heads: ClassVar[tuple[str, ...]] = SCORES
     sizes: ClassVar[Mapping[str, str]] = SIZES
     tiny: ClassVar[Mapping[str, Mapping[str, int]]] = {"opt": {"ffn_dim": 64, "word_embed_proj_dim": 32}}
     roles: ClassVar[Mapping[str, str]] = {
@@ -38,5 +40,5 @@ class OPT(HFModel):
         "mlp.down": f"{LAYER}.fc2",
         "norm": "model.decoder*layer_norm",
         "embedding": "model.decoder.embed_tokens",
-        "head": "lm_head",
+        "head": "lm_head score",
     }

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from ftcore import options
-from ftcore.families import LLAMA_ROLES, HFModel
+from ftcore.families import DECODES, LLAMA_ROLES, SCORES, HFModel
 
 FUSED = "transformer.h.*.attn.c_attn"
 SIZES: Mapping[str, str] = {
@@ -27,6 +27,9 @@ class StarCoder(HFModel):
     """Decoders of the types gpt_bigcode, whose q, k and v are one projection, and starcoder2."""
 
     model_types: ClassVar[tuple[str, ...]] = ("gpt_bigcode", "starcoder2")
+    heads: ClassVar[tuple[str, ...]] = DECODES
+    drawn_heads: ClassVar[tuple[str, ...]] = SCORES
+    tried_on: ClassVar[Mapping[str, tuple[str, ...]]] = dict.fromkeys(model_types, DECODES[:1])
     sizes: ClassVar[Mapping[str, str]] = SIZES
     roles: ClassVar[Mapping[str, str]] = {
         "block": "transformer.h.* model.layers.*",
@@ -36,5 +39,5 @@ class StarCoder(HFModel):
         "mlp.down": "transformer.h.*.mlp.c_proj model.layers.*.mlp.c_proj",
         "norm": f"transformer.*ln_* {LLAMA_ROLES['norm']}",
         "embedding": "transformer.wte model.embed_tokens",
-        "head": "lm_head",
+        "head": "lm_head score",
     }

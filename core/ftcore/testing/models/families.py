@@ -265,6 +265,10 @@ def questions(model: Any, head: str) -> dict[str, Inputs]:
         "a batch padded on the left": {"input_ids": ids, "attention_mask": left},
         "a single token": {"input_ids": ids[:1, :1]},
     }
+    padding = getattr(model.config, "pad_token_id", None)
+    if head == "sequence-classification" and padding is not None:  # by which a decoder knows where a row ends
+        for given in asked.values():
+            given["input_ids"] = given["input_ids"].where(given.get("attention_mask", right[:1, :1]) > 0, padding)
     if head == "causal-lm" and "position_ids" in inspect.signature(model.forward).parameters:
         positions = (left.cumsum(-1) - 1).clamp(min=0)
         asked["a batch padded on the left"]["position_ids"] = positions

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from ftcore import Loaded, Refused, Run, hookimpl, options
 from ftcore.converting import Fields, Native, Original, Rule, carried, needed
-from ftcore.families import HFModel
+from ftcore.families import DECODES, SCORES, HFModel
 from ftcore.vocabularies import Specials, from_sentencepiece, read_pieces
 from pydantic import Field
 
@@ -75,6 +75,8 @@ def _dividing(model: PreTrainedModel, tensors: Native | None) -> None:
     """The head divides as its makers' does, so that it trains as theirs."""
     from ftcore_baichuan.unit_head import UnitHead
 
+    if model.get_output_embeddings() is None:  # another head was asked for
+        return
     weight = tensors.uncut("lm_head.weight") if tensors else model.lm_head.weight
     model.lm_head = UnitHead.of(model.lm_head, weight)
 
@@ -142,6 +144,9 @@ class Baichuan(HFModel):
     """Baichuan and Baichuan2, 7B and 13B, which become Llama's while they are read, with ALiBi where they have it."""
 
     model_types: ClassVar[tuple[str, ...]] = ("llama", "alibi_llama")
+    heads: ClassVar[tuple[str, ...]] = DECODES
+    drawn_heads: ClassVar[tuple[str, ...]] = SCORES
+    tried_on: ClassVar[Mapping[str, tuple[str, ...]]] = dict.fromkeys(model_types, DECODES[:1])
     sizes: ClassVar[Mapping[str, str]] = SIZES
     originals: ClassVar[tuple[Original, ...]] = tuple(MEMBERS.values())
     excused: ClassVar[Mapping[str, str]] = {

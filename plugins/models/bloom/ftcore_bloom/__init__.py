@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from ftcore import options
-from ftcore.families import HFModel
+from ftcore.families import DECODES, SCORES, HFModel
 
 BLOCK = "transformer.h.*"
 SIZES: Mapping[str, str] = {
@@ -36,6 +36,8 @@ class Bloom(HFModel):
     """Decoders of the type bloom, whose q, k and v are one projection."""
 
     model_types: ClassVar[tuple[str, ...]] = ("bloom",)
+    heads: ClassVar[tuple[str, ...]] = DECODES
+    drawn_heads: ClassVar[tuple[str, ...]] = SCORES
     sizes: ClassVar[Mapping[str, str]] = SIZES
     starter: ClassVar[Path | None] = Path(__file__).parent / "starter"
     unpackable: ClassVar[str] = "its attention adds a bias by distance (ALiBi) and takes no borders between rows"
@@ -47,5 +49,5 @@ class Bloom(HFModel):
         "mlp.down": f"{BLOCK}.mlp.dense_4h_to_h",
         "norm": "transformer.*layernorm transformer.ln_f",
         "embedding": "transformer.word_embeddings",
-        "head": "lm_head",
+        "head": "lm_head score",
     }

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from ftcore import Refused, options
 from ftcore.converting import Fields, Original, Rule, carried, needed
-from ftcore.families import LLAMA_ROLES, HFModel
+from ftcore.families import DECODES, LLAMA_ROLES, SCORES, HFModel
 from ftcore.vocabularies import Specials, added_tokens, from_sentencepiece, from_tiktoken, read_pieces, read_ranks
 from pydantic import Field
 
@@ -193,6 +193,9 @@ class ChatGLM(HFModel):
     """ChatGLM2, ChatGLM3 and GLM-4-9b as first published, which become Glm's while they are read, and Glm itself."""
 
     model_types: ClassVar[tuple[str, ...]] = ("glm", "glm4")
+    heads: ClassVar[tuple[str, ...]] = DECODES
+    drawn_heads: ClassVar[tuple[str, ...]] = SCORES
+    tried_on: ClassVar[Mapping[str, tuple[str, ...]]] = dict.fromkeys(model_types, DECODES[:1])
     sizes: ClassVar[Mapping[str, str]] = SIZES
     starter: ClassVar[Path | None] = Path(__file__).parent / "starter"
     originals: ClassVar[tuple[Original, ...]] = tuple(MEMBERS.values())

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ftcore import Refused, options
 from ftcore.converting import Fields, Original, Rule, carried, needed
-from ftcore.families import HFModel
+from ftcore.families import DECODES, SCORES, HFModel
 from ftcore.vocabularies import Specials, added_tokens, from_sentencepiece, read_pieces
 
 if TYPE_CHECKING:
@@ -149,6 +149,9 @@ class InternLM(HFModel):
     """InternLM, InternLM2, InternLM2.5 and InternLM3, whose checkpoints become Llama's while they are read."""
 
     model_types: ClassVar[tuple[str, ...]] = ("llama",)
+    heads: ClassVar[tuple[str, ...]] = DECODES
+    drawn_heads: ClassVar[tuple[str, ...]] = SCORES
+    tried_on: ClassVar[Mapping[str, tuple[str, ...]]] = dict.fromkeys(model_types, DECODES[:1])
     sizes: ClassVar[Mapping[str, str]] = SIZES
     starter: ClassVar[Path | None] = Path(__file__).parent / "starter"
     originals: ClassVar[tuple[Original, ...]] = (

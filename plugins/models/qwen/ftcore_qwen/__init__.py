@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from ftcore import Refused, options
 from ftcore.converting import Fields, Original, Rule, carried
-from ftcore.families import LLAMA_ROLES, HFModel
+from ftcore.families import DECODES, LLAMA_ROLES, SCORES, HFModel
 from ftcore.vocabularies import Specials, from_tiktoken, read_ranks
 
 if TYPE_CHECKING:
@@ -157,6 +157,9 @@ class Qwen(HFModel):
     """
 
     model_types: ClassVar[tuple[str, ...]] = ("qwen2", "qwen3", "qwen2_moe", "qwen3_moe")
+    heads: ClassVar[tuple[str, ...]] = DECODES
+    drawn_heads: ClassVar[tuple[str, ...]] = SCORES
+    tried_on: ClassVar[Mapping[str, tuple[str, ...]]] = dict.fromkeys(model_types, DECODES[:1])
     roles: ClassVar[Mapping[str, str]] = {
         **LLAMA_ROLES,
         **{f"mlp.{name}": f"{MLP}.{name}_proj {MLP}.shared_expert.{name}_proj" for name in ("gate", "up", "down")},
