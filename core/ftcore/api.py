@@ -59,9 +59,10 @@ def _load(model: Any, task: Any, checkpoint: str | Path | None, intent: Intent, 
     from ftcore.training import Core
 
     chosen = choose("model", model, dict(family))
-    head = declared_datum(choose("task", task, {}).plugin if task else None, "head")
+    tasks = [choose("task", task, {})] if task else []
+    head = declared_datum(tasks[0].plugin if tasks else None, "head")
     settings = Settings(checkpoint=None if checkpoint is None else str(checkpoint))
-    hooks = bind([chosen], Core())
+    hooks = bind([chosen, *tasks], Core())
     return load_model(hooks, Run(settings, intent, head))
 
 

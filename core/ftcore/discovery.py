@@ -45,9 +45,10 @@ DECLARABLE: Mapping[str, Any] = {
     "alone": "",  # method: why it cannot stand beside another; empty means that it can
     "one_of": "",  # method: what it goes through, of which a run takes one; empty means nothing shared
     "parted": {},  # method: how its tensors, by the ends of their names, follow a cut module: by "rows", or "whole"
-    "unpackable": "",  # method: why rows cannot be laid end to end under it; empty means that they can
+    "unpackable": "",  # method, task: why rows cannot be laid end to end under it; empty means that they can
     "only_heads": (),  # method: the heads it can adapt; empty means every
     "examples": (),  # task: rows in the shape it reads, each with the texts that the model learns to say
+    "compares": False,  # task: whether its loss compares whole answers, and is no sum of cross-entropies of tokens
     "excused": {},  # any: checks of the conformance kit that it cannot pass, each with the reason
     "tiny": {},  # model: config fields by model type, laid over those of the checkpoints that the kit makes
     "tried_on": {},  # model: heads by model type that the conformance kit tries, where not all on each type it loads

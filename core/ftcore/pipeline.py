@@ -133,7 +133,8 @@ def load_model(hooks: Hooks, run: Run) -> Loaded:
     """The base model, in evaluation mode, its activations recomputed in the backward pass when asked for."""
     with seeded(run.settings.seed, "load"):
         loaded = hooks.load_model(run)
-    reasons = (loaded.unpackable, *(declared_datum(chosen.plugin, "unpackable") for chosen in hooks.methods))
+    asked = [chosen.plugin for chosen in hooks.chosen if chosen.kind in ("method", "task")]
+    reasons = (loaded.unpackable, *(declared_datum(plugin, "unpackable") for plugin in asked))
     loaded = replace(loaded, unpackable=next(filter(None, reasons), ""))
     loaded.model.eval()
     _place(run, loaded.model)

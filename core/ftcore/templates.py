@@ -88,11 +88,14 @@ class Template:
         ids: list[int] = self.tokenizer(rendered, add_special_tokens=False)["input_ids"]
         return ids
 
-    def encode(self, conversation: Conversation, length: int) -> Turns:
-        """Tokens of the rendered text, labelled where an answer stands, cut after `length`; BadRow if none is left."""
+    def encode(self, conversation: Conversation, length: int, first: int = 0) -> Turns:
+        """Tokens of the rendered text, labelled where an answer stands, cut after `length`; BadRow if none is left.
+
+        An answer before the message with the number `first` is not labelled.
+        """
         self._refuse_specials(conversation.messages)
         text = self.render(conversation.messages)
-        regions = self._regions(conversation.messages, text)
+        regions = self._regions(conversation.messages, text, first)
         read = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         ids, offsets = read["input_ids"], read["offset_mapping"]
         labels = [token if _within(span, regions) else IGNORED for token, span in zip(ids, offsets, strict=True)]
@@ -129,11 +132,11 @@ class Template:
                         )
                     )
 
-    def _regions(self, messages: Sequence[Message], text: str) -> list[Region]:
-        """Where each answer stands in `text`; Refused when the template does not say so exactly."""
+    def _regions(self, messages: Sequence[Message], text: str, first: int) -> list[Region]:
+        """Where each answer from `first` on stands in `text`; Refused when the template does not say so exactly."""
         regions = []
         for number, message in enumerate(messages):
-            if message.role != "assistant":
+            if message.role != "assistant" or number < first:
                 continue
             prompt = self.render(messages[:number], prompt=True)
             at = text.find(message.content.strip(), len(prompt), len(self.render(messages[: number + 1])))

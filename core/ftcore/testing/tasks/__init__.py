@@ -10,15 +10,15 @@ from ftcore.testing.tasks.stage import TEXT_HEADS, TOKEN_HEADS
 
 
 def _causal(task: object) -> bool:
-    return bool(declared_datum(task, "head") == "causal-lm")
+    return bool(declared_datum(task, "head") == "causal-lm") and not declared_datum(task, "compares")
 
 
 def _says_texts(task: object) -> bool:
-    return declared_datum(task, "head") in TEXT_HEADS
+    return declared_datum(task, "head") in TEXT_HEADS and not declared_datum(task, "compares")
 
 
 def _chooses_tokens(task: object) -> bool:
-    return declared_datum(task, "head") in TOKEN_HEADS
+    return declared_datum(task, "head") in TOKEN_HEADS and not declared_datum(task, "compares")
 
 
 READ = "check_examples_are_read"

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from ftcore.batches import IGNORED
 from ftcore.hooks import Row
 from ftcore.testing.kit import Bench, Failed, bench_of
 from ftcore.testing.tasks.labels import shown
@@ -231,6 +232,8 @@ def _counted(tried: Tried) -> None:
         "rows_left_out": 0,
         "rows_cut": 0,
     }
+    if tried.compares:  # what a batch weighs there are comparisons
+        known["supervised_tokens"] = sum(int((_labels(tried, row) != IGNORED).sum()) for row in train)
     for name, count in counts.items():
         if not isinstance(count, int):
             raise Failed(f"its count '{name}' is {count!r}, which is no whole number")
@@ -238,6 +241,11 @@ def _counted(tried: Tried) -> None:
             raise Failed(
                 f"it counts {count} '{name}', and there are {known[name]} in the rows that it gives to train on"
             )
+
+
+def _labels(tried: Tried, row: Row) -> Tensor:
+    targets = tried.data.collate([row]).targets
+    return targets.get("labels", next(iter(targets.values())))
 
 
 def _sized(tried: Tried, row: Row) -> None:

@@ -431,6 +431,8 @@ def check_no_row_is_too_long(task: object, bench: Bench | None = None) -> None:
 
 def _width(tried: Tried, row: Any) -> int:
     inputs = tried.data.collate([row]).inputs
+    if tried.compares and "cu_seq_lens_q" in inputs:  # answers that are compared are each a text of their own
+        return int(inputs["cu_seq_lens_q"].diff().max())
     widths = [inputs[name].shape[-1] for name in inputs if name.endswith("input_ids") or name == "labels"]
     return max(widths, default=row.size)
 

@@ -19,7 +19,7 @@ from ftcore.hooks import Data, Example, Intent, Loaded, Row, Run
 from ftcore.seeds import seeded
 from ftcore.settings import Settings
 from ftcore.testing.kit import Bench, Failed
-from ftcore.testing.stage import STAGES, tiny_checkpoint
+from ftcore.testing.stage import STAGES, Encoder, tiny_checkpoint
 from ftcore.testing.tasks.listening import Heard, listen
 from ftcore.training import Core
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 TEXT_HEADS = ("causal-lm", "seq2seq-lm")
 TOKEN_HEADS = (*TEXT_HEADS, "masked-lm")
+CLASSIFYING = ("sequence-classification", "token-classification", "question-answering")
 POSITIONS = 4096  # enough for every file of the kit in one row, so that nothing is cut where nothing should be
 
 
@@ -44,6 +45,14 @@ class Unpacked(Placed):
     """The same decoder as a family that cannot be packed."""
 
     unpackable: ClassVar[str] = "the kit asked for padding"
+
+
+@options
+class Headed(Encoder):
+    """An encoder that gets the head that a task asks for, with as many labels."""
+
+    drawn_heads: ClassVar[tuple[str, ...]] = CLASSIFYING
+    roles: ClassVar[Mapping[str, str]] = {**Encoder.roles, "head": "classifier qa_outputs"}
 
 
 # Two layers of a decoder that is told positions, in its own spelling.
@@ -122,6 +131,7 @@ class Tried:
     loaded: Loaded
     file: Path
     said: tuple[str, ...]
+    compares: bool = False
     made: dict[tuple[Any, ...], Any] = field(default_factory=dict, repr=False)
 
     @cached_property
@@ -199,7 +209,7 @@ def family(bench: Bench, *, packed: bool = True) -> HFModel:
         )
     if wanted == "causal-lm":
         return Placed() if packed else Unpacked()
-    return STAGES[wanted][0]()
+    return Headed() if wanted in CLASSIFYING else STAGES[wanted][0]()
 
 
 def checkpoint(bench: Bench) -> Path:
@@ -273,7 +283,8 @@ def prepare(
         data = hooks.prepare_data(run, base)
     if not isinstance(data, Data):
         raise Failed(f"prepare_data returned {type(data).__name__}; return ftcore.Data")
-    return Tried(head(bench.plugin), data, base, file or Path(), tuple(said))
+    compares: bool = declared_datum(bench.plugin, "compares")
+    return Tried(head(bench.plugin), data, base, file or Path(), tuple(said), compares)
 
 
 # --- cases -----------------------------------------------------------------------------------------------
