@@ -32,7 +32,10 @@ Sizes = Mapping[str, tuple[tuple[int, ...], int]]  # shape and bytes of each ten
 
 @dataclass(frozen=True)
 class Source:
-    """A run to merge: its plugins, the model without weights, the weights, read when asked for, and the adapter."""
+    """A run to merge: its plugins, the model without weights, the weights, read when asked for, and the adapter.
+
+    `heads` are the tensors that train whole beside the methods, by the name that each has in the adapter.
+    """
 
     hooks: Hooks
     run: Run
@@ -40,6 +43,7 @@ class Source:
     tensors: Mapping[str, Tensor]
     adapter: Adapter
     steps: int
+    heads: Mapping[str, str]
 
 
 def write(output: Path, folder: Path, overrides: Mapping[str, object], say: Callable[[str], None]) -> float:
@@ -84,7 +88,16 @@ def opened(output: Path, overrides: Mapping[str, object], say: Callable[[str], N
     _, hooks, run, steps = reopen(output, "merge", overrides, say)
     skeleton = load_base(hooks, replace(run, intent="plan"), output)
     tensors = skeleton.tensors() if skeleton.tensors else Stored(skeleton.checkpoint)
-    return Source(hooks, run, skeleton, tensors, directory.read_adapter(output), steps)
+    adapter = directory.read_adapter(output)
+    return Source(hooks, run, skeleton, tensors, adapter, steps, dict(_heads(skeleton, adapter)))
+
+
+def _heads(skeleton: Loaded, adapter: Adapter) -> Iterator[tuple[str, str]]:
+    """The model's tensors that train whole, with their names in the adapter, where methods may have wrapped them."""
+    inside = tuple(f"{name}." for name in skeleton.trained)
+    for name in skeleton.model.state_dict():
+        found = [key for key in adapter.tensors if f".{key}".endswith(f".{name}")] if name.startswith(inside) else []
+        yield from ((name, key) for key in found[:1])
 
 
 class Stored(Mapping[str, "Tensor"]):
@@ -121,8 +134,9 @@ def merged_part(source: Source, block: str) -> tuple[dict[str, Tensor], set[str]
 
     model, names = real_part(source, block)
     mine = {name: t for name, t in source.adapter.tensors.items() if _block_of(source, name) in (block, REST)}
-    if not any(_block_of(source, name) == block for name in mine):
-        return _written(source, model, names), set(), 0.0
+    whole = set() if block else set(source.heads.values())  # the part has them already
+    if not any(_block_of(source, name) == block for name in mine.keys() - whole):
+        return _written(source, model, names), whole, 0.0
     present = {name for name, module in model.named_modules() if not isinstance(module, nn.Identity)}
     parts = PartialParts({role: tuple(n for n in part if n in present) for role, part in source.skeleton.parts.items()})
     loaded = replace(source.skeleton, model=model, parts=parts)
@@ -131,14 +145,14 @@ def merged_part(source: Source, block: str) -> tuple[dict[str, Tensor], set[str]
     except Refused:
         if block:
             raise
-        return _written(source, model, names), set(), 0.0  # what is in no block was shared among them, or is nobody's
+        return _written(source, model, names), whole, 0.0  # what is in no block was shared among them, or is nobody's
     used = _given(source, injected, mine)
     injected.model.eval()
     before = dict(answers(injected.model, injected.matched))
     merged = fold(source.hooks, source.run, injected.model)
     exact = dtype_of(source.run.settings).itemsize == 4
     difference = compare(before, dict(answers(merged, injected.matched)), 1e-4 if exact else 6e-2)
-    return _written(source, merged, names), used, difference
+    return _written(source, merged, names), used | whole, difference
 
 
 def real_part(source: Source, block: str) -> tuple[nn.Module, list[str]]:
@@ -164,13 +178,16 @@ def _beside(model: nn.Module, block: str) -> list[str]:
 
 
 def _read(source: Source, name: str) -> Tensor | None:
-    """A tensor of the checkpoint in the precision of the run; None for the second name of a tied one."""
-    return source.tensors[name].to(dtype_of(source.run.settings)) if _is_stored(source, name) else None
+    """A tensor of checkpoint or trained head in the precision of the run; None for the second name of a tied one."""
+    if not _is_stored(source, name):
+        return None
+    tensor = source.adapter.tensors[source.heads[name]] if name in source.heads else source.tensors[name]
+    return tensor.to(dtype_of(source.run.settings))
 
 
 def _is_stored(source: Source, name: str) -> bool:
-    """Whether the checkpoint holds a tensor by this name; Refused when it holds it by no name at all."""
-    if name in source.tensors:
+    """Whether checkpoint or adapter hold a tensor by this name; Refused when they hold it by no name at all."""
+    if name in source.tensors or name in source.heads:
         return True
     state = source.skeleton.model.state_dict(keep_vars=True)
     if any(other in source.tensors for other, tensor in state.items() if tensor is state[name]):
@@ -185,7 +202,8 @@ def _block_of(source: Source, name: str) -> str:
 
 def _given(source: Source, injected: Injected, tensors: Mapping[str, Tensor]) -> set[str]:
     """The part of the adapter is in the part of the model; the names that were taken."""
-    taken = source.hooks.load_adapter(source.run, injected.model, Adapter(source.adapter.config, tensors))
+    others = {name: tensor for name, tensor in tensors.items() if name not in injected.beside}
+    taken = source.hooks.load_adapter(source.run, injected.model, Adapter(source.adapter.config, others))
     if taken is not None:
         return set(taken) & tensors.keys()
     mine = {name: tensors[name] for name in injected.names if name in tensors}
@@ -295,5 +313,5 @@ def _write_configuration(skeleton: Loaded, tokenizer: PreTrainedTokenizerBase | 
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
     kept = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    kept.setdefault("architectures", [type(model).__name__])
+    kept["architectures"] = [type(model).__name__]
     (folder / "config.json").write_bytes(directory.as_json(kept))

@@ -89,6 +89,20 @@ def test_tied_embeddings_and_shards_load_in_plain_transformers(
     assert torch.allclose(found, wanted, atol=1e-4)
 
 
+@pytest.mark.parametrize("method", ["lora", "bitfit"])
+def test_a_head_that_the_checkpoint_lacks_or_has_is_merged_as_it_was_trained(
+    method: str, checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    base, scored = checkpoint("qwen2"), list[torch.Tensor]()
+    for seed, name in enumerate(("lacking", "having")):
+        given = {"task": "reward", "model": "qwen", "checkpoint": base, "lr": 2e-2, "warmup_steps": 0, "seed": seed}
+        ftcore.run(method=method, **given, steps=2, output=tmp_path / name)
+        base = ftcore.merge(tmp_path / name, output=tmp_path / f"{name}-whole")
+        same(base, ftcore.merge(tmp_path / name, output=tmp_path / f"{name}-streamed", stream=True))
+        scored.append(load_whole(base)["score.weight"])
+    assert not torch.equal(*scored)
+
+
 def test_a_tensor_of_the_adapter_that_no_block_takes_is_an_error(trained: Callable[..., Path], tmp_path: Path) -> None:
     run = trained("lora")
     file = run / "adapter_model.safetensors"
