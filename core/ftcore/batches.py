@@ -56,6 +56,11 @@ class TokenRow:
         shifted[np.cumsum(self.lengths) - 1] = IGNORED
         return shifted
 
+    @property
+    def weights(self) -> np.ndarray[tuple[int], np.dtype[np.float32]] | None:
+        """What the loss of each position's label counts; None where each counts 1."""
+        return None
+
 
 def token_row(input_ids: Sequence[int], labels: Sequence[int], place: str, lengths: Sequence[int] = ()) -> TokenRow:
     """A row from plain lists; without `lengths` it is one document."""
@@ -83,7 +88,12 @@ def pack(rows: Sequence[TokenRow]) -> Batch:
         "cu_seq_lens_k": ends,
         "logits_to_keep": keep,
     }
-    return Batch(inputs, {"labels": targets[keep]}, float(len(keep)), sum(lengths), tuple(r.place for r in rows))
+    weights = _weights(rows)
+    places = tuple(row.place for row in rows)
+    if weights is None:
+        return Batch(inputs, {"labels": targets[keep]}, float(len(keep)), sum(lengths), places)
+    counted = torch.from_numpy(weights)[keep]
+    return Batch(inputs, {"labels": targets[keep], "weights": counted}, float(counted.sum()), sum(lengths), places)
 
 
 def pad(rows: Sequence[TokenRow], pad_id: int) -> Batch:
@@ -101,23 +111,49 @@ def pad(rows: Sequence[TokenRow], pad_id: int) -> Batch:
         targets[index, : len(ids)] = torch.from_numpy(wanted.astype(np.int64))
     keep = torch.nonzero((targets != IGNORED).any(0)).squeeze(1)
     inputs = {"input_ids": input_ids, "attention_mask": attention, "logits_to_keep": keep}
-    weight = float((targets != IGNORED).sum())
-    tokens = sum(row.size for row in rows)
-    return Batch(inputs, {"labels": targets[:, keep].reshape(-1)}, weight, tokens, tuple(r.place for r in rows))
+    made = {"labels": targets[:, keep].reshape(-1)}
+    weight, tokens, weights = float((targets != IGNORED).sum()), sum(row.size for row in rows), _weights(rows)
+    if weights is not None:
+        counted = torch.zeros(len(parts), width)
+        for line, (start, end) in zip(counted, _borders(rows), strict=True):
+            line[: end - start] = torch.from_numpy(weights[start:end])
+        counted *= targets != IGNORED
+        made["weights"], weight = counted[:, keep].reshape(-1), float(counted.sum())
+    return Batch(inputs, made, weight, tokens, tuple(row.place for row in rows))
 
 
 def _documents(row: TokenRow) -> Iterator[tuple[np.ndarray[tuple[int], np.dtype[np.int32]], ...]]:
-    for start, end in pairwise(np.cumsum([0, *row.lengths]).tolist()):
+    for start, end in _borders([row]):
         yield row.input_ids[start:end], row.targets[start:end]
 
 
+def _borders(rows: Sequence[TokenRow]) -> Iterator[tuple[int, int]]:
+    """Where each document begins and ends when the rows are laid end to end."""
+    return pairwise(np.cumsum([0, *(length for row in rows for length in row.lengths)]).tolist())
+
+
+def _weights(rows: Sequence[TokenRow]) -> np.ndarray[tuple[int], np.dtype[np.float32]] | None:
+    """What the loss of each position's target counts, over all rows; None where every target counts 1."""
+    found = [row.weights for row in rows]
+    if all(weights is None for weights in found):
+        return None
+    ones = [np.ones(row.size, np.float32) if own is None else own for row, own in zip(rows, found, strict=True)]
+    return np.concatenate([np.append(weights[1:], np.float32(0)) for weights in ones])
+
+
 def token_loss(model: nn.Module, batch: Batch) -> Tensor:
-    """The sum of cross-entropies, in nats, over the supervised tokens of `batch`, computed in float32."""
+    """The sum of cross-entropies, in nats, over the supervised tokens of `batch`, computed in float32.
+
+    Where they have weights, each counts as much as its own.
+    """
     from torch.nn.functional import cross_entropy
 
     logits = model(**batch.inputs, use_cache=False).logits
     logits = logits.reshape(-1, logits.shape[-1]).float()
-    return cross_entropy(logits, batch.targets["labels"], ignore_index=IGNORED, reduction="sum")
+    if "weights" not in batch.targets:
+        return cross_entropy(logits, batch.targets["labels"], ignore_index=IGNORED, reduction="sum")
+    each = cross_entropy(logits, batch.targets["labels"], ignore_index=IGNORED, reduction="none")
+    return (each * batch.targets["weights"]).sum()
 
 
 def moved(batch: Batch, device: object) -> Batch:

@@ -11,10 +11,10 @@ import types
 from pathlib import Path
 
 import pytest
-from ftcore.conversations import Conversation, to_conversation
 from ftcore.errors import Refused
 from ftcore.problems import BadRow, Problem, Problems, settle
 from ftcore.records import Record, read_documents, read_records
+from ftcore.shapes import Conversation, conversations_of
 
 TURN = {"instruction": "Name a prime.", "output": "Seven."}
 ASK = {"role": "user", "content": "Name a prime."}
@@ -46,14 +46,14 @@ def refusal(*sources: str) -> str:
 
 def fault(**fields: object) -> Problem:
     with pytest.raises(BadRow) as caught:
-        to_conversation(Record(fields, "a.json", 3))
+        conversations_of(Record(fields, "a.json", 3))
     assert caught.value.problem.place == "a.json:3"
     assert "\n" not in str(caught.value)
     return caught.value.problem
 
 
 def said(**fields: object) -> list[tuple[str, str]]:
-    conversation = to_conversation(Record(fields, "a.json", 3))
+    conversation = conversations_of(Record(fields, "a.json", 3))[0]
     assert conversation == Conversation(conversation.messages, "a.json:3")
     return [(message.role, message.content) for message in conversation.messages]
 

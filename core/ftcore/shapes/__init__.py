@@ -17,6 +17,7 @@ from ftcore.shapes.values import (
     Question,
     Tagged,
 )
+from ftcore.shapes.waiting import unanswered_of
 
 __all__ = [
     "AS_IT_IS",
@@ -46,5 +47,6 @@ __all__ = [
     "reshaped",
     "shape_of",
     "tagged_of",
+    "unanswered_of",
     "words_of",
 ]

@@ -111,9 +111,8 @@ class Reader:
         return both, (_text(one.chosen), _text(one.rejected))
 
     def _turns(self, prompt: Sequence[Message], answer: Sequence[Message], place: str, tools: str) -> Turns:
-        if tools or any(message.calls or message.role == "tool" for message in (*prompt, *answer)):
-            refuse("row", "uses tools", "leave it out, as this task does not read them")
-        return self.template.encode(Conversation((*prompt, *answer), place), self.length, first=len(prompt))
+        before = (replace(message, learned=False) for message in prompt)
+        return self.template.encode(Conversation((*before, *answer), place, tools), self.length)
 
 
 def _text(answer: Sequence[Message]) -> str:

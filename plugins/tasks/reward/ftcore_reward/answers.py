@@ -117,7 +117,8 @@ def rendered(template: Template, length: int) -> Encoder:
     """By the tokenizer's chat template; what is longer than `length` is cut at its end."""
 
     def encode(prompt: Sequence[Message], answer: Sequence[Message], place: str) -> Document:
-        turns = template.encode(Conversation((*prompt, *answer), place), length, first=len(prompt))
+        before = (replace(message, learned=False) for message in prompt)
+        turns = template.encode(Conversation((*before, *answer), place), length)
         return Document(turns.input_ids.tolist(), (), turns.cut)
 
     return encode
