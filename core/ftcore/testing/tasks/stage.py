@@ -11,11 +11,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ftcore import api
 from ftcore.declaring import options
-from ftcore.discovery import bind, declared_datum
+from ftcore.discovery import Chosen, bind, choose, declared_datum, with_options
 from ftcore.families import HFModel
 from ftcore.hooks import Data, Example, Intent, Loaded, Row, Run
+from ftcore.pipeline import load_model
 from ftcore.seeds import seeded
 from ftcore.settings import Settings
 from ftcore.testing.kit import Bench, Failed
@@ -222,10 +222,28 @@ def checkpoint(bench: Bench) -> Path:
 
 def loaded(bench: Bench, *, packed: bool = True) -> Loaded:
     """The model of that checkpoint, with a tokenizer that nobody else holds."""
-    made: Loaded = bench.once(
-        ("loaded", packed), lambda: api.load(family(bench, packed=packed), bench.plugin, checkpoint(bench))
-    )
+    chosen = _chosen(bench, bench.plugin, Run(Settings(), "infer", head(bench.plugin)))
+    made = _with_head(bench, chosen, packed=packed)
     return replace(made, tokenizer=copy.deepcopy(made.tokenizer))
+
+
+def _with_head(bench: Bench, chosen: Chosen, *, packed: bool = True) -> Loaded:
+    """The model of that checkpoint with the head that the task asks for."""
+    run = Run(Settings(checkpoint=str(checkpoint(bench))), "infer", head(bench.plugin))
+    asked = bind([chosen], Core()).load_kwargs(run)
+    hooks = bind([choose("model", family(bench, packed=packed), {}), chosen], Core())
+    made: Loaded = bench.once(("loaded", packed, json.dumps(asked, sort_keys=True)), lambda: load_model(hooks, run))
+    return made
+
+
+def _chosen(bench: Bench, plugin: object, run: Run) -> Chosen:
+    """The task with the options that its examples and the rows of a run decide, so that a row alone has them too."""
+    chosen = replace(bench.chosen, plugin=plugin)
+    if not hasattr(type(plugin), "fill_options"):
+        return chosen
+    examples = bench.once("examples", lambda: str(file_of(bench, _declared(bench))))
+    run = replace(run, intent="plan", settings=replace(run.settings, data=(examples, *run.settings.data)))
+    return with_options(chosen, bind([chosen], Core()).fill_options(run, chosen))
 
 
 def other(bench: Bench) -> Loaded:
@@ -273,13 +291,14 @@ def prepare(
 ) -> Tried:  # fmt: skip
     """What the task makes of a file, as in a run with these settings."""
     said: list[str] = []
-    base = base or loaded(bench)
     given = Settings(**{"data": (str(file),) if file else (), "max_length": POSITIONS, **settings})
-    hooks = bench.once("hooks", lambda: bind([bench.chosen], Core()))
-    if plugin is not None:
-        hooks = bind([replace(bench.chosen, plugin=plugin)], Core())
+    run = Run(given, intent, head(bench.plugin), None, said.append)
+    chosen = _chosen(bench, plugin or bench.plugin, run)
+    hooks, base = bind([chosen], Core()), base or loaded(bench)
+    labels = base.model.config.num_labels  # type: ignore[union-attr]
+    if hooks.load_kwargs(run).get("num_labels", labels) != labels:
+        base = replace(base, model=_with_head(bench, chosen).model)
     with seeded(given.seed, "data"):
-        run = Run(given, intent, head(bench.plugin), None, said.append)
         data = hooks.prepare_data(run, base)
     if not isinstance(data, Data):
         raise Failed(f"prepare_data returned {type(data).__name__}; return ftcore.Data")
