@@ -234,6 +234,31 @@ def test_the_loss_is_that_of_transformers_on_the_same_batch(encoder: Loaded, tmp
     assert ours == pytest.approx(float(mean.detach()) * batch.weight, rel=1e-5)
 
 
+def test_answers_are_the_likeliest_tokens_and_accuracy_is_the_share_that_is_right(
+    encoder: Loaded, tmp_path: Path
+) -> None:
+    data = prepared(encoder, tmp_path, TEXT, "The cat sat.", LONG, max_length=80)
+    scoring, tokenizer = data.scoring, encoder.tokenizer
+    assert scoring is not None
+    assert tokenizer is not None
+    with torch.no_grad():
+        answers = scoring.predict(encoder.model, data.train)
+    told = scoring.lines(data.train, answers)
+    right = asked = 0
+    for row, line in zip(data.train, told, strict=True):
+        batch = data.collate([row])
+        with torch.no_grad():
+            best = encoder.model(**batch.inputs).logits[0].argmax(-1)
+        labels = batch.targets["labels"][0]
+        places = (labels != -100).nonzero()[:, 0].tolist()
+        assert line["hidden"] == [tokenizer.convert_ids_to_tokens(int(labels[place])) for place in places]
+        assert line["found"] == [tokenizer.convert_ids_to_tokens(int(best[place])) for place in places]
+        right += sum(int(best[place]) == int(labels[place]) for place in places)
+        asked += len(places)
+    assert scoring.score(told) == {"accuracy": right / asked}
+    assert told[0]["text"].startswith("the cat looked at the watermelons")
+
+
 def test_a_batch_is_padded_as_transformers_pads_it(encoder: Loaded, tmp_path: Path) -> None:
     data = prepared(encoder, tmp_path, TEXT, "The cat sat.", "小猫!")
     alone = [data.collate([row]) for row in data.train]
@@ -269,6 +294,7 @@ def test_an_encoder_learns_hidden_words_and_a_resumed_run_goes_on_as_it_would_ha
     whole = ftcore.run(**keys, output=tmp_path / "whole")
     assert whole.metrics["loss"] < 0.75 * whole.before["loss"]
     assert whole.metrics["perplexity"] == pytest.approx(math.exp(whole.metrics["loss"]))
+    assert whole.metrics["accuracy"] > whole.before["accuracy"]
     with pytest.raises(Interrupted):
         ftcore.run(**keys, output=tmp_path / "parts", screen=Stopping())
     assert ftcore.run(**keys, output=tmp_path / "parts").metrics == whole.metrics

@@ -7,15 +7,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from ftcore import Data, Example, Loaded, Run, hookimpl, options
+from ftcore import Data, Example, Loaded, Run, Scoring, hookimpl, options
 from ftcore.batches import IGNORED, held_out
 from ftcore.problems import Problem, Problems, settle
 from ftcore.records import Document, read_documents
 from pydantic import Field
 
-from ftcore_mlm.masking import MaskedRow, Masking, batch_of, copies, masked_loss, takes_segments
+from ftcore_mlm.masking import MaskedRow, Masking, batch_of, copies, found, masked_loss, takes_segments
 from ftcore_mlm.words import texts_of
 
 if TYPE_CHECKING:
@@ -75,10 +75,11 @@ class Mlm:
         if notice:
             run.say(notice)
         train = copies(texts, masking, self.duplicates)
+        collate = partial(batch_of, pad_id=tokenizer.pad_token_id or 0, segments=takes_segments(loaded.model))
         return Data(
             train=train,
             eval=copies(held, masking, 1),
-            collate=partial(batch_of, pad_id=tokenizer.pad_token_id or 0, segments=takes_segments(loaded.model)),
+            collate=collate,
             loss=masked_loss,
             counts={
                 "documents": len(training),
@@ -89,12 +90,13 @@ class Mlm:
             },
             sample=tuple(pieces(train[0], tokenizer)) if train else (),
             metrics=metrics,
+            scoring=Scoring(partial(found, collate=collate), partial(lines, tokenizer=tokenizer), score),
         )
 
     def _sources(self, run: Run) -> tuple[Sequence[str], Sequence[str]]:
         """The files to train on and those held out; the built-in sample's where the run names none."""
         settings = run.settings
-        if settings.data or (run.intent == "infer" and settings.eval_data):
+        if settings.data or (run.intent in ("infer", "predict") and settings.eval_data):
             return settings.data, settings.eval_data
         run.say("no --data given: the task's built-in sample is used; pass --data FILE for your own text")
         apart = () if settings.eval_share else (str(SAMPLE / "heldout.jsonl"),)
@@ -117,6 +119,25 @@ def pieces(row: MaskedRow, tokenizer: PreTrainedTokenizerBase, most: int = 64) -
     tokens = zip(laid.ids[:most].tolist(), laid.labels[:most].tolist(), strict=True)
     for wanted, stretch in groupby(tokens, key=lambda pair: pair[1] != IGNORED):
         yield str(tokenizer.decode([label if wanted else token for token, label in stretch])), wanted
+
+
+def lines(
+    rows: Sequence[MaskedRow], answers: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase
+) -> list[dict[str, Any]]:
+    """Of each row its text, the tokens that were to be predicted, and those that were."""
+    told = []
+    for row, answer in zip(rows, answers, strict=True):
+        labels = row.laid_out().labels
+        asked = tokenizer.convert_ids_to_tokens(labels[labels != IGNORED].tolist())
+        text = tokenizer.decode(row.text.ids.tolist())
+        told.append({"text": text, "hidden": asked, "found": tokenizer.convert_ids_to_tokens(list(answer))})
+    return told
+
+
+def score(told: Sequence[Mapping[str, Any]]) -> Mapping[str, float]:
+    """The share of the tokens that were found."""
+    pairs = [pair for line in told for pair in zip(line["hidden"], line["found"], strict=True)]
+    return {"accuracy": sum(one == other for one, other in pairs) / len(pairs)} if pairs else {}
 
 
 def metrics(loss: float) -> Mapping[str, float]:

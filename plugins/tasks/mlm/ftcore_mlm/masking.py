@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from ftcore import Batch, Refused
-from ftcore.batches import IGNORED
+from ftcore.batches import IGNORED, moved
 from ftcore.seeds import mix
 
 from ftcore_mlm.words import UNKNOWN, Numbers, Text
@@ -208,3 +208,12 @@ def masked_loss(model: nn.Module, batch: Batch) -> Tensor:
     wanted = batch.targets["labels"]
     picked = wanted != IGNORED
     return cross_entropy(model(**batch.inputs).logits[picked].float(), wanted[picked], reduction="sum")
+
+
+def found(
+    model: nn.Module, rows: Sequence[MaskedRow], collate: Callable[[Sequence[MaskedRow]], Batch]
+) -> list[list[int]]:
+    """For each row the likeliest token at every position that is to be predicted."""
+    batch = moved(collate(rows), next(model.parameters()).device)
+    best, wanted = model(**batch.inputs).logits.argmax(-1), batch.targets["labels"] != IGNORED
+    return [tokens[asked].tolist() for tokens, asked in zip(best, wanted, strict=True)]
