@@ -14,6 +14,8 @@ from ftcore_chatglm import AFTER_PIECES, FOURTH, ROLES, WORDS
 from ftcore_internlm import CHATML
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
+    BertConfig,
+    BertTokenizer,
     BloomConfig,
     GenerationConfig,
     GlmConfig,
@@ -37,20 +39,29 @@ LETTERS: Mapping[str, Any] = {"initial_alphabet": [chr(code) for code in range(3
 PIECES = rf"{SPACE}?\p{{L}}+|{SPACE}?[^\s\p{{L}}\p{{N}}{SPACE}]+|\p{{N}}|{SPACE}|\s"
 GLM_STOPS = (DOCUMENT, "<|user|>", "<|observation|>")
 BLOOM_WORDS = r" ?[^(\s|[.,!?…。，、।۔،])]+"
+FIRST_A_DECODER = """\
+python first_weights.py {out} ELDER --text …
+ftcore run encoder-first.yaml --model auto --checkpoint {out} --output first
+ftcore merge first --output read
+python both_ways.py read encoder
+ftcore run encoder.yaml --model {name} --checkpoint encoder"""
 SMALL: Mapping[str, Any] = {"hidden_size": 128, "initializer_range": 0.05, "dtype": "float32"}
 GROUPED: Mapping[str, Any] = {"num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2}
 
 
 @dataclass(frozen=True)
 class Family:
-    """How a family's skeleton is made, which tokens stand around a document, and which end an answer."""
+    """How a family's skeleton is made, which tokens stand around a document, and which end an answer.
+
+    An encoder has none of these: it answers nothing, and its tokenizer knows what stands around a text.
+    """
 
     tokenizer: Callable[[Sequence[str], int], PreTrainedTokenizerBase]
     config: Callable[..., PreTrainedConfig]
     architecture: str
-    bos: str
-    eos: str
-    stops: tuple[str, ...]
+    bos: str = ""
+    eos: str = ""
+    stops: tuple[str, ...] = ()
 
 
 def documents(paths: tuple[Path, ...]) -> Iterator[str]:
@@ -157,6 +168,24 @@ def bloom_tokenizer(texts: Sequence[str], size: int) -> PreTrainedTokenizerBase:
     return finished(tokenizer, tuple(names.values()), (), padding_side="left", **names)
 
 
+def bert_tokenizer(texts: Sequence[str], size: int) -> PreTrainedTokenizerBase:
+    """BERT's word pieces of lower-case words, with Chinese characters that the texts have most often."""
+    plain = BertTokenizer()
+    tokenizer = Tokenizer(models.WordPiece(unk_token=plain.unk_token))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = (
+        plain.backend_tokenizer.normalizer,
+        pre_tokenizers.BertPreTokenizer(),
+    )
+    specials = sorted(plain.get_vocab(), key=plain.get_vocab().get)
+    alphabet = {
+        **LETTERS,
+        "initial_alphabet": [letter for letter in LETTERS["initial_alphabet"] if not letter.isupper()],
+    }
+    trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=specials, show_progress=False, **alphabet)
+    tokenizer.train_from_iterator(texts, trainer)
+    return BertTokenizer(vocab=tokenizer.get_vocab())
+
+
 def qwen_config(context: int, **own: Any) -> PreTrainedConfig:
     """Qwen2 with input and output embeddings shared."""
     rope = {"rope_theta": 10000.0, "max_position_embeddings": context}
@@ -181,19 +210,38 @@ def bloom_config(context: int, **own: Any) -> PreTrainedConfig:
     return BloomConfig(n_layer=4, n_head=4, tie_word_embeddings=True, **own)
 
 
+def bert_config(context: int, **own: Any) -> PreTrainedConfig:
+    """BERT without dropout, which a model this small has no need of."""
+    shape = {"num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 512}
+    dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    return BertConfig(max_position_embeddings=context, **shape, **dropout, **own)
+
+
 FAMILIES: Mapping[str, Family] = {
     "qwen": Family(qwen_tokenizer, qwen_config, "Qwen2ForCausalLM", DOCUMENT, DOCUMENT, (TURN_END,)),
     "internlm": Family(internlm_tokenizer, internlm_config, "LlamaForCausalLM", "<s>", "</s>", ("</s>", TURN_END)),
     "chatglm": Family(chatglm_tokenizer, chatglm_config, "GlmForCausalLM", "<sop>", DOCUMENT, GLM_STOPS),
+    "bert": Family(bert_tokenizer, bert_config, "BertForMaskedLM"),
     "bloom": Family(bloom_tokenizer, bloom_config, "BloomForCausalLM", "<s>", "</s>", ("</s>",)),
 }
 
 
 def token_numbers(family: Family, tokenizer: Any) -> dict[str, Any]:
     """The tokens that config.json names, by number."""
+    padding = {"pad_token_id": tokenizer.pad_token_id}
+    if not family.stops:
+        return padding
     begin, *stops = tokenizer.convert_tokens_to_ids([family.bos, *family.stops])
-    ends = stops if len(stops) > 1 else stops[0]
-    return {"bos_token_id": begin, "eos_token_id": ends, "pad_token_id": tokenizer.pad_token_id}
+    return {"bos_token_id": begin, "eos_token_id": stops if len(stops) > 1 else stops[0], **padding}
+
+
+def advice(name: str, out: Path) -> str:
+    """The commands that make a starter's weights of a skeleton."""
+    made = FAMILIES[name]
+    if not made.stops:
+        return FIRST_A_DECODER.format(out=out, name=name)
+    edges = f"--pretrain.bos '{made.bos}' --pretrain.eos '{made.eos}'"
+    return f"ftcore run starter.yaml --model {name} --checkpoint {out} --{name}.weights random {edges}"
 
 
 @click.command(help=__doc__)
@@ -209,13 +257,11 @@ def main(out: Path, family: str, text: tuple[Path, ...], vocab_size: int, contex
     tokenizer.model_max_length = context
     numbers = token_numbers(made, tokenizer)
     config = made.config(context, vocab_size=len(tokenizer), architectures=[made.architecture], **SMALL, **numbers)
-    generation = GenerationConfig(do_sample=True, temperature=0.7, top_p=0.9, **numbers)
-    for part in (tokenizer, config, generation):
+    parts: list[Any] = [tokenizer, config]
+    parts += [GenerationConfig(do_sample=True, temperature=0.7, top_p=0.9, **numbers)] if made.stops else []
+    for part in parts:
         part.save_pretrained(out)
-    click.echo(
-        f"ftcore run starter.yaml --model {family} --checkpoint {out} --{family}.weights random "
-        f"--pretrain.bos '{made.bos}' --pretrain.eos '{made.eos}'"
-    )
+    click.echo(advice(family, out))
 
 
 if __name__ == "__main__":

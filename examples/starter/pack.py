@@ -23,8 +23,8 @@ def with_stops(weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict
     Of a head of its own every token that no text held has the same row in the end, and nothing that adapts the layers
     below could teach one and not the others. Here a stop begins as the end of a document, with a little noise.
     """
-    ends = config["eos_token_id"]
-    if HEAD not in weights or isinstance(ends, int):
+    ends = config.get("eos_token_id")
+    if HEAD not in weights or not isinstance(ends, list):
         return dict(weights)
     head, (document, *stops) = weights[HEAD].clone(), ends
     noise = torch.randn(len(stops), head.shape[1], generator=torch.Generator().manual_seed(0))

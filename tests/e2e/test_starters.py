@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import shlex
 from pathlib import Path
 
@@ -46,3 +47,30 @@ def test_a_starter_is_made_of_text_alone(family: str, tmp_path: Path, monkeypatc
     called(packing.main, "merged", "packed")
     assert ftcore.load(family, checkpoint="packed").vocab_size <= 640
     assert "bits per character on 20 stories" in called(measuring.main, "packed", stories, "--family", family)
+
+
+def test_an_encoders_starter_is_made_of_text_and_another_starter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(SCRIPTS)
+    monkeypatch.chdir(tmp_path)
+    names = ("make_skeleton", "first_weights", "both_ways", "pack", "measure")
+    skeletons, beginning, turning, packing, measuring = (importlib.import_module(name) for name in names)
+    stories = tmp_path / "stories.txt"
+    stories.write_text(STORIES, encoding="utf-8")
+    small = {"data": [str(stories)], "eval_data": [str(stories)], "steps": 2, "warmup_steps": 1}
+    for file in ("encoder-first.yaml", "encoder.yaml"):
+        recipe = yaml.safe_load((SCRIPTS / file).read_text(encoding="utf-8"))
+        (tmp_path / file).write_text(yaml.safe_dump(recipe | small), encoding="utf-8")
+    advice = called(skeletons.main, "skeleton", "--family", "bert", "--text", stories, "--vocab-size", 300)
+    _, first, merge, _, second = (shlex.split(line)[1:] for line in advice.splitlines())
+    called(beginning.main, "skeleton", ftcore.load("qwen").checkpoint, "--text", stories)
+    called(cli, *first)
+    called(cli, *merge)
+    called(turning.main, "read", "encoder")
+    called(cli, *second, "--output", "run")
+    ftcore.merge("run", output="merged")
+    called(packing.main, "merged", "packed")
+    assert ftcore.load("bert", "mlm", "packed").vocab_size <= 300
+    told = called(measuring.main, "packed", stories, "--family", "bert")
+    assert re.fullmatch(r"[\d.]+ % of \d+ hidden tokens right, pseudo-perplexity [\d.]+, on 20 stories\n", told)

@@ -14,7 +14,7 @@ from ftcore.families import HFModel
 from ftcore.hooks import Loaded
 from transformers import AutoModelForCausalLM
 
-# The families that ship one, and the token that stands before a story.
+# The families that ship a decoder, and the token that stands before a story.
 BEGIN = {"bloom": "<s>", "chatglm": "<sop>", "internlm": "<s>", "qwen": "<|endoftext|>"}
 STORY = (
     "Once upon a time there was a small cat named Tim. Tim liked to play in the garden. One day he saw a big red ball "
@@ -26,9 +26,10 @@ TEXTS = [
 
 
 def shipped() -> dict[str, Path]:
-    """The starter of each family that has one."""
+    """The starter of each family of decoders that has one; others are tried beside their families."""
     classes = {offer.name: offer.load() for offer in sound("model")}
-    return {name: cls.starter for name, cls in classes.items() if issubclass(cls, HFModel) and cls.starter}
+    decoders = {name: cls for name, cls in classes.items() if issubclass(cls, HFModel) and "causal-lm" in cls.heads}
+    return {name: cls.starter for name, cls in decoders.items() if cls.starter}
 
 
 def cost(loaded: Loaded, begin: str) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 from ftcore import hookimpl, options
@@ -59,6 +60,7 @@ class Bert(HFModel):
 
     model_types: ClassVar[tuple[str, ...]] = ("bert", "roberta", "xlm-roberta", "electra", "distilbert")
     sizes: ClassVar[Mapping[str, str]] = SIZES
+    starter: ClassVar[Path | None] = Path(__file__).parent / "starter"
     heads: ClassVar[tuple[str, ...]] = ("masked-lm", *CLASSIFY)
     drawn_heads: ClassVar[tuple[str, ...]] = CLASSIFY
     leftovers: ClassVar[tuple[str, ...]] = OTHERS
