@@ -20,6 +20,7 @@ __all__ = [
     "fingerprint",
     "iter_documents",
     "iter_records",
+    "iter_texts",
     "read_documents",
     "read_records",
     "records_of",
@@ -70,13 +71,19 @@ def iter_documents(
     sources: Sequence[str], separator: str | None, problems: Problems, layout: Layout | None = None
 ) -> Iterator[Document]:
     """What `read_documents` returns, one document after the other, and no more than one held."""
+    yield from _documents(iter_texts(sources, separator, problems, layout), problems)
+
+
+def iter_texts(
+    sources: Sequence[str], separator: str | None, problems: Problems, layout: Layout | None = None
+) -> Iterator[Record]:
+    """Rows as they are, and the documents of running text as rows that hold a `text`."""
     for source in sources:
         files = files_of(source, problems.note)
         if files is None:
-            yield from _documents(_kept(f"hub:{source}", hub_rows(source), problems), problems)
+            yield from _kept(f"hub:{source}", hub_rows(source), problems)
         for file in files or ():
-            content = content_at(file, problems, running_text=True)
-            yield from _documents(_texts(content, separator, problems, layout), problems)
+            yield from _texts(content_at(file, problems, running_text=True), separator, problems, layout)
 
 
 def records_of(content: Content, problems: Problems, layout: Layout | None = None) -> Iterator[Record]:

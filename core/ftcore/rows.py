@@ -91,7 +91,8 @@ def read(run: Run, loaded: Loaded, reading: Reading[S, R]) -> Rows[R]:
     counts = {"rows": len(training), "rows_left_out": len(problems), "duplicates": _twins(run, training)}
     counts |= {"held_out_rows_trained_on": _trained_too(run, training, apart)}
     counts |= {name: training.total(name) for name in training.facts}
-    return Rows(training, apart, counts, _shares([weight for _, weight in trained], training), built_in)
+    of_source = [int((training.table == number).sum()) for number in range(len(trained))]
+    return Rows(training, apart, counts, shares_of([weight for _, weight in trained], of_source), built_in)
 
 
 def records_of(run: Run, sample: Path) -> Iterator[Record]:
@@ -365,13 +366,12 @@ def _twins(run: Run, rows: View[R]) -> int:
     return len(copies)
 
 
-def _shares(weights: Sequence[float | None], rows: View[R]) -> tuple[tuple[int, int], ...]:
+def shares_of(weights: Sequence[float | None], counts: Sequence[int]) -> tuple[tuple[int, int], ...]:
     """For each source its rows and how many of them an epoch takes, which is as long as it is without weights."""
     if not any(weight is not None for weight in weights):
         return ()
-    counts = [int((rows.table == number).sum()) for number in range(len(weights))]
     whole = sum(weight or 0 for weight in weights)
     return tuple(
-        (count, round((weight or 0) / whole * len(rows)) if count else 0)
+        (count, round((weight or 0) / whole * sum(counts)) if count else 0)
         for count, weight in zip(counts, weights, strict=True)
     )

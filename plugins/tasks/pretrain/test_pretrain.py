@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 import ftcore
 import pytest
 import torch
-from ftcore.batches import TokenRow
+from ftcore.batches import TokenRow, digest, sizes_of
 from ftcore.hooks import Data, Loaded, Run
 from ftcore.settings import Settings
 from ftcore.testing import task_checks
@@ -187,11 +189,14 @@ def test_an_edge_that_is_no_token_is_refused(
         prepared(loaded, story, {edge: token})
 
 
-def test_no_data_is_refused(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
-    with pytest.raises(ftcore.Refused, match=r"no built-in text; name a \.txt file with --data"):
-        ftcore.run(
-            method="lora", task="pretrain", model="qwen", checkpoint=checkpoint("qwen2"), output=tmp_path / "run"
-        )
+def test_the_built_in_sample_is_announced_and_usable(checkpoint: Callable[..., Path]) -> None:
+    loaded, said = ftcore.load("qwen", checkpoint=checkpoint("qwen2")), list[str]()
+    data = Pretrain().prepare_data(Run(Settings(), "train", "causal-lm", say=said.append), loaded)
+    assert data.counts["documents"] == 38
+    assert data.counts["duplicates"] == data.counts["held_out_rows_trained_on"] == 0
+    assert len({row.place for row in data.eval}) == 7
+    assert len(data.probes) == 2
+    assert any("built-in sample is used; pass --data" in line for line in said)
 
 
 def test_a_bad_document_is_refused_by_file_and_line_or_counted(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
@@ -225,6 +230,133 @@ def test_bad_held_out_documents_are_refused_when_there_are_no_others(
     run = Run(Settings(eval_data=(str(file),)), "infer", "causal-lm")
     with pytest.raises(ftcore.Refused, match=r"heldout\.jsonl:2: text is the number 3"):
         Pretrain().prepare_data(run, loaded)
+
+
+def story_rows(folder: Path, name: str, count: int, words: int) -> Path:
+    """A JSONL file of so many documents of so many words, all different."""
+    file = folder / f"{name}.jsonl"
+    texts = [" ".join(f"{name}{number}w{word}" for word in range(words)) for number in range(count)]
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    return file
+
+
+def test_a_long_document_is_kept_in_parts_and_read_as_one(
+    checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = ftcore.load("qwen", checkpoint=checkpoint("qwen2"))
+    file = story_rows(tmp_path, "a", 3, 60)
+    whole = prepared(loaded, file, max_length=50, eval_data=(str(file),))
+    monkeypatch.setattr("ftcore_pretrain.LONGEST", 17)
+    parted = prepared(loaded, file, max_length=50, eval_data=(str(file),))
+    for one, other in ((whole.train, parted.train), (whole.eval, parted.eval)):
+        assert [(row.identity(), row.place) for row in one] == [(row.identity(), row.place) for row in other]
+    assert whole.metrics(1.0) == parted.metrics(1.0)
+    assert {name: count for name, count in parted.counts.items() if "trained" not in name} == {
+        name: count for name, count in whole.counts.items() if "trained" not in name
+    }
+    shared = prepared(loaded, file, max_length=50, eval_share=0.3)
+    assert len({row.place for row in shared.eval}) == 1  # parts of a document are never parted
+
+
+def test_windows_know_their_sizes_and_their_keys_tell_them_apart(checkpoint: Callable[..., Path], story: Path) -> None:
+    loaded = ftcore.load("qwen", checkpoint=checkpoint("qwen2"))
+    digests = set()
+    for length in (20, 33):
+        rows = prepared(loaded, story, max_length=length).train
+        assert list(sizes_of(rows)) == [row.size for row in rows]
+        assert len(set(rows.keys())) == len(rows)
+        assert digest(rows) == digest(prepared(loaded, story, max_length=length).train)
+        digests.add(digest(rows))
+    assert len(digests) == 2
+
+
+def test_sources_with_weights_have_windows_of_their_own_and_their_share_of_an_epoch(
+    checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    loaded = ftcore.load("qwen", checkpoint=checkpoint("qwen2"))
+    one, two = story_rows(tmp_path, "a", 9, 60), story_rows(tmp_path, "b", 2, 90)
+    data = Pretrain().prepare_data(
+        Run(Settings(data=(f"{one}:0.25", f"{two}:0.75"), max_length=40), "train", "causal-lm"), loaded
+    )
+    (first, taken), (second, most) = data.shares
+    assert first + second == len(data.train) == taken + most
+    assert most == round(0.75 * len(data.train))
+    for number, row in enumerate(data.train):
+        text = loaded.tokenizer.decode(row.input_ids.tolist())
+        assert "ba"[number >= first] not in text
+        assert row.place.startswith(str(one if number < first else two))
+
+
+@pytest.mark.parametrize("share", [None, 0.25])
+def test_conversations_are_mixed_in_as_rows_of_their_own(
+    share: float | None, checkpoint: Callable[..., Path], story: Path, tmp_path: Path
+) -> None:
+    loaded = ftcore.load("qwen", checkpoint=checkpoint("qwen2"))
+    talks = tmp_path / "talks.jsonl"
+    talks.write_text(json.dumps({"instruction": "Where?", "output": "Here."}) + "\n", encoding="utf-8")
+    plain = prepared(loaded, story, max_length=30)
+    data = prepared(loaded, story, {"instructions": (str(talks),), "instruction_share": share}, max_length=30)
+    assert [row.identity() for row in data.train[:-1]] == [row.identity() for row in plain.train]
+    last = data.train[-1]
+    assert loaded.tokenizer.decode(last.input_ids[last.labels != -100].tolist()) == "Here.<|im_end|>"
+    assert data.counts["conversations"] == 1
+    assert data.counts["supervised_tokens"] == sum(row.supervised for row in data.train)
+    assert data.counts["tokens"] == sum(row.size for row in data.train)
+    count = len(plain.train)
+    assert data.shares == (() if share is None else ((count, count), (1, round(count / 3))))
+    held = prepared(loaded, story, {"instructions": (str(talks),)}, max_length=30, eval_share=0.25)
+    assert str(talks) not in "".join(row.place for row in held.eval)
+
+
+def test_each_document_is_told_how_well_it_is_predicted(checkpoint: Callable[..., Path], story: Path) -> None:
+    folder = checkpoint("qwen2")
+    loaded = ftcore.load("qwen", checkpoint=folder)
+    settings = Settings(eval_data=(str(story),), max_length=20)
+    data = Pretrain().prepare_data(Run(settings, "predict", "causal-lm"), loaded)
+    assert data.scoring is not None
+    with torch.no_grad():
+        lines = data.scoring.lines(data.eval, data.scoring.predict(loaded.model, data.eval[:]))
+    assert len(lines) == 4
+    for line, text in zip(lines, documents(story), strict=True):
+        total, predicted = nats(folder, [text], [], [2], 20)
+        assert line["tokens"] == predicted
+        assert line["prediction"] == pytest.approx(total / predicted, rel=1e-4)
+        assert text.startswith(line["opening"])
+    assert data.scoring.score(lines) == {}
+
+
+MEASURE = """
+import resource, sys
+from ftcore.families import read_tokenizer
+from ftcore.hooks import Loaded, Run
+from ftcore.settings import Settings
+from ftcore_pretrain import Pretrain
+
+tokenizer = read_tokenizer(sys.argv[2])
+run = Run(Settings(data=(sys.argv[1],), cache="off", eval_share=0.01), "train", "causal-lm")
+data = Pretrain().prepare_data(run, Loaded(None, tokenizer, {}, "", 256, len(tokenizer)))
+assert data.train[5].size == 256 and data.train[-2].size == 256
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+def peak(file: Path, documents: int, tokenizer: Path) -> int:
+    """MiB that a process took at most to read so many documents of a kilobyte."""
+    with file.open("w", encoding="utf-8") as text:
+        for number in range(documents):
+            text.write(f"{number} " + "rain " * 195 + SEPARATOR)
+    command = [sys.executable, "-c", MEASURE, str(file), str(tokenizer)]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+    return int(found.stdout.split()[-1])
+
+
+@pytest.mark.slow
+def test_eighty_more_megabytes_of_text_take_less_than_twenty_of_memory(
+    checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    small, large = (peak(tmp_path / "text.txt", count, checkpoint("qwen2")) for count in (20_000, 100_000))
+    assert large - small < 20
 
 
 @task_checks(Pretrain())
