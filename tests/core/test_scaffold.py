@@ -221,7 +221,7 @@ def test_a_name_that_every_run_uses_is_refused(tmp_path: Path, name: str) -> Non
         ("method", "none", "NoneMethod"),
         ("method", "loaded", "LoadedMethod"),
         ("method", "field", "FieldMethod"),
-        ("task", "problems", "ProblemsTask"),
+        ("task", "reading", "ReadingTask"),
         ("task", "example", "ExampleTask"),
         ("method", "weight", "Weight"),
         ("method", "forward", "Forward"),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, TypeAlias
 
 import numpy as np
 from ftcore import Data, Example, Loaded, Probe, Refused, Run, hookimpl, options
-from ftcore.batches import TokenRow, collator, token_loss, token_row
+from ftcore.batches import TokenRow, collator, token_loss
 from ftcore.hooks import Piece
 from ftcore.problems import BadRow, Problem, Problems
 from ftcore.records import Layout, Record, iter_texts, weighted
@@ -170,7 +170,7 @@ def _sample(tokenizer: PreTrainedTokenizerBase, train: Sequence[TokenRow]) -> tu
     if not len(train):
         return ()
     ids = train[0].input_ids[:64]
-    return pieces(tokenizer, token_row(ids, ids, ""))
+    return pieces(tokenizer, TokenRow(ids, ids, (len(ids),), ""))
 
 
 def metrics(supervised: int, characters: int) -> Callable[[float], Mapping[str, float]]:

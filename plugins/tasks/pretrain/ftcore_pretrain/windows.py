@@ -9,7 +9,7 @@ from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
-from ftcore.batches import TokenRow, token_row
+from ftcore.batches import TokenRow
 from ftcore.tables import KEY, RECORDS, View
 
 Array = np.ndarray[Any, Any]
@@ -58,7 +58,7 @@ class Windows(Sequence[TokenRow]):
         first, last = self._parts(start, end)
         parts = [self.texts[number] for number in range(first, last)]
         ids = np.concatenate([part.input_ids for part in parts])[start - self.offsets[first] :][: end - start]
-        return token_row(ids, ids, parts[0].place, self._lengths(start, end))
+        return TokenRow(ids, ids, self._lengths(start, end), parts[0].place)
 
     def sizes(self) -> Sequence[int]:
         """Tokens in each row."""
@@ -83,10 +83,9 @@ class Windows(Sequence[TokenRow]):
         first = int(np.searchsorted(self.offsets, start, "right")) - 1
         return first, int(np.searchsorted(self.offsets, end, "left"))
 
-    def _lengths(self, start: int, end: int) -> list[int]:
+    def _lengths(self, start: int, end: int) -> tuple[int, ...]:
         inner = slice(np.searchsorted(self.borders, start, "right"), np.searchsorted(self.borders, end, "left"))
-        lengths: list[int] = np.diff([start, *self.borders[inner], end]).tolist()
-        return lengths
+        return tuple(np.diff([start, *self.borders[inner], end]).tolist())
 
     def _key(self, keys: Sequence[bytes], start: int, end: int) -> bytes:
         first, last = self._parts(start, end)
