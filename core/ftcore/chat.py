@@ -20,10 +20,17 @@ if TYPE_CHECKING:
 def opened(where: str, family: str | None) -> Loaded:
     """A run with its adapter, or a plain checkpoint of `family`, ready to answer."""
     if (Path(where) / RUN_FILE).exists():
-        return api.attach(where)
+        return _talking(api.attach(where), where)
     loaded = api.load(family or _family(where), checkpoint=where)
     if loaded.tokenizer is None:
         raise Refused(f"the checkpoint '{where}' has no tokenizer; add the files of its vocabulary")
+    return loaded
+
+
+def _talking(loaded: Loaded, where: str) -> Loaded:
+    """The run as it is; Refused when its model says no texts."""
+    if getattr(loaded.model, "generation_config", None) is None:
+        raise Refused(f"the run in '{where}' answers with numbers and says no texts; ask it with 'ftcore predict'")
     return loaded
 
 

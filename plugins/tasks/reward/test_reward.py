@@ -16,7 +16,7 @@ from typing import Any
 import ftcore
 import pytest
 import torch
-from ftcore import pipeline
+from ftcore import chat, pipeline
 from ftcore.hooks import Data, Intent, Loaded, Run
 from ftcore.progress import Silent
 from ftcore.settings import Settings
@@ -197,6 +197,8 @@ def _scores_agree(output: Path, folder: Path) -> None:
     pair, one = (json.loads(line) for line in (folder / "out.jsonl").read_text("utf-8").splitlines())
     assert pair["prediction"] == "chosen"
     assert one.keys() == {"answer", "prediction"}
+    with pytest.raises(ftcore.Refused, match="answers with numbers and says no texts; ask it with 'ftcore predict'"):
+        chat.opened(str(output), None)
     merged = ftcore.merge(output, output=folder / "merged")
     model, tokenizer = AutoModelForSequenceClassification.from_pretrained(merged), AutoTokenizer.from_pretrained(merged)
     said = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]
