@@ -29,7 +29,11 @@ from torch.nn.functional import cross_entropy
 Row = dict[str, Any]
 ROOT = Path(__file__).resolve().parents[3]
 SHARED = ROOT.parent / "shared"
-STARTERS = sorted(path for path in ROOT.glob("plugins/models/*/*/starter") if (path / "tokenizer.json").is_file())
+STARTERS = sorted(
+    path
+    for path in ROOT.glob("plugins/models/*/*/starter")
+    if json.loads((path / "config.json").read_text(encoding="utf-8"))["architectures"][0].endswith("ForCausalLM")
+)
 NEEDS_SENTENCEPIECE = {"llama", "mistral", "internlm2", "tinyllamas-512"}
 READABLE = {"qwen2-derived", "gpt2", "bloom"} | (NEEDS_SENTENCEPIECE if find_spec("sentencepiece") else set())
 TOKENIZERS = sorted(path for path in (SHARED / "tokenizers").glob("*") if path.name in READABLE)
