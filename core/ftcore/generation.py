@@ -87,8 +87,8 @@ def _said(
         out = model.generate(  # type: ignore[operator]
             input_ids=read, attention_mask=torch.ones_like(read), generation_config=settings, streamer=streamer
         )
-    apart = model.config.is_encoder_decoder  # type: ignore[union-attr]  # what is said does not follow the question
-    answers = [_stopped(ids, settings.eos_token_id or ()) for ids in out[:, 0 if apart else read.shape[1] :].tolist()]
+    apart = model.config.is_encoder_decoder  # type: ignore[union-attr]  # what is said follows the decoder's start alone
+    answers = [_stopped(ids, settings.eos_token_id or ()) for ids in out[:, 1 if apart else read.shape[1] :].tolist()]
     return [str(tokenizer.decode(ids, skip_special_tokens=True)).strip() for ids in answers]
 
 

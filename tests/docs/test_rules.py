@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CORE = sorted(ROOT.glob("core/ftcore/*.py"))
 SHIPPED = [*CORE, *(f for f in sorted(ROOT.glob("plugins/**/*.py")) if not f.name.startswith(("test_", "conftest")))]
 # Names that are also words (one is a role in a format of rows); the core names them only where a name is meant.
-ENGLISH = {"adapter", "auto", "causal", "diff", "freeze", "full", "gpt", "mask", "prefix", "prompt"}
+ENGLISH = {"adapter", "auto", "causal", "diff", "freeze", "full", "gpt", "mask", "prefix", "prompt", "seq2seq"}
 
 
 def names() -> set[str]:
