@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +27,7 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2Tokenizer,
+    T5Config,
 )
 
 DOCUMENT, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
@@ -37,6 +40,7 @@ QWEN_CHAT = (
 # The characters that have a token of their own where bytes stand in for the others.
 LETTERS: Mapping[str, Any] = {"initial_alphabet": [chr(code) for code in range(33, 127)], "limit_alphabet": 400}
 PIECES = rf"{SPACE}?\p{{L}}+|{SPACE}?[^\s\p{{L}}\p{{N}}{SPACE}]+|\p{{N}}|{SPACE}|\s"
+SENTINELS = 32
 GLM_STOPS = (DOCUMENT, "<|user|>", "<|observation|>")
 BLOOM_WORDS = r" ?[^(\s|[.,!?…。，、।۔،])]+"
 FIRST_A_DECODER = """\
@@ -62,6 +66,7 @@ class Family:
     bos: str = ""
     eos: str = ""
     stops: tuple[str, ...] = ()
+    task: str = "pretrain"
 
 
 def documents(paths: tuple[Path, ...]) -> Iterator[str]:
@@ -186,6 +191,35 @@ def bert_tokenizer(texts: Sequence[str], size: int) -> PreTrainedTokenizerBase:
     return BertTokenizer(vocab=tokenizer.get_vocab())
 
 
+def t5_tokenizer(texts: Sequence[str], size: int) -> PreTrainedTokenizerBase:
+    """A unigram model as T5's, with bytes for rare characters, and what it puts in the place of left-out spans last."""
+    first, sentinels = ("<pad>", "</s>", "<unk>"), [f"<extra_id_{number}>" for number in range(SENTINELS)]
+    spelled = [f"<0x{byte:02X}>" for byte in range(256)]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), normalizers.Replace(" ", SPACE)])
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(PIECES), "isolated")
+    found = learned(tokenizer, texts, size - len(first) - len(spelled) - len(sentinels), **LETTERS)
+    pieces = weighed(tokenizer, found["vocab"], texts)
+    rare = min(pieces.values()) - 10
+    vocabulary = [*dict.fromkeys(first, 0.0).items(), *dict.fromkeys(spelled, rare).items(), *pieces.items()]
+    tokenizer.model = models.Unigram(vocabulary, first.index("<unk>"), byte_fallback=True)
+    strips = [decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    tokenizer.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), *strips])
+    tokenizer.add_special_tokens([AddedToken(token, lstrip=True, rstrip=True, special=True) for token in sentinels])
+    names = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>", "extra_special_tokens": sentinels}
+    made = finished(tokenizer, first, (), **names)
+    ended = {"single": "$A </s>", "pair": "$A </s> $B </s>", "special_tokens": [("</s>", first.index("</s>"))]}
+    made.backend_tokenizer.post_processor = processors.TemplateProcessing(**ended)
+    return made
+
+
+def weighed(tokenizer: Tokenizer, pieces: Sequence[str], texts: Sequence[str]) -> dict[str, float]:
+    """The logarithm of each piece's share of the texts, as merges part them, a rare one counted once."""
+    lines = [line for text in texts for line in text.splitlines() if line]
+    counts = Counter(piece for found in tokenizer.encode_batch(lines) for piece in found.tokens)
+    return {piece: math.log(max(1, counts[piece]) / counts.total()) for piece in pieces}
+
+
 def qwen_config(context: int, **own: Any) -> PreTrainedConfig:
     """Qwen2 with input and output embeddings shared."""
     rope = {"rope_theta": 10000.0, "max_position_embeddings": context}
@@ -203,6 +237,14 @@ def chatglm_config(context: int, **own: Any) -> PreTrainedConfig:
     parameters = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
     rope = {"rope_parameters": parameters, "max_position_embeddings": context, "head_dim": 32}
     return GlmConfig(intermediate_size=256, attention_bias=True, tie_word_embeddings=False, **rope, **GROUPED, **own)
+
+
+def t5_config(context: int, **own: Any) -> PreTrainedConfig:
+    """T5 1.1: a gate in the mlp; here with embeddings shared."""
+    layers = {"d_model": own.pop("hidden_size"), "d_kv": 32, "num_heads": 4, "num_layers": 3, "num_decoder_layers": 3}
+    del own["initializer_range"]
+    shape = {"d_ff": 128, "feed_forward_proj": "gated-gelu", "dropout_rate": 0.0, "tie_word_embeddings": True}
+    return T5Config(relative_attention_max_distance=64, **layers, **shape, **own)
 
 
 def bloom_config(context: int, **own: Any) -> PreTrainedConfig:
@@ -223,6 +265,7 @@ FAMILIES: Mapping[str, Family] = {
     "chatglm": Family(chatglm_tokenizer, chatglm_config, "GlmForCausalLM", "<sop>", DOCUMENT, GLM_STOPS),
     "bert": Family(bert_tokenizer, bert_config, "BertForMaskedLM"),
     "bloom": Family(bloom_tokenizer, bloom_config, "BloomForCausalLM", "<s>", "</s>", ("</s>",)),
+    "t5": Family(t5_tokenizer, t5_config, "T5ForConditionalGeneration", "<pad>", "</s>", ("</s>",), "seq2seq"),
 }
 
 
@@ -232,7 +275,8 @@ def token_numbers(family: Family, tokenizer: Any) -> dict[str, Any]:
     if not family.stops:
         return padding
     begin, *stops = tokenizer.convert_tokens_to_ids([family.bos, *family.stops])
-    return {"bos_token_id": begin, "eos_token_id": stops if len(stops) > 1 else stops[0], **padding}
+    first = "bos_token_id" if family.task == "pretrain" else "decoder_start_token_id"
+    return {first: begin, "eos_token_id": stops if len(stops) > 1 else stops[0], **padding}
 
 
 def advice(name: str, out: Path) -> str:
@@ -240,6 +284,8 @@ def advice(name: str, out: Path) -> str:
     made = FAMILIES[name]
     if not made.stops:
         return FIRST_A_DECODER.format(out=out, name=name)
+    if made.task != "pretrain":
+        return f"python train_pairs.py {out} starter-{made.task}.yaml --family {name}"
     edges = f"--pretrain.bos '{made.bos}' --pretrain.eos '{made.eos}'"
     return f"ftcore run starter.yaml --model {name} --checkpoint {out} --{name}.weights random {edges}"
 
@@ -257,8 +303,9 @@ def main(out: Path, family: str, text: tuple[Path, ...], vocab_size: int, contex
     tokenizer.model_max_length = context
     numbers = token_numbers(made, tokenizer)
     config = made.config(context, vocab_size=len(tokenizer), architectures=[made.architecture], **SMALL, **numbers)
+    sampling = {"do_sample": True, "temperature": 0.7, "top_p": 0.9} if made.task == "pretrain" else {}
     parts: list[Any] = [tokenizer, config]
-    parts += [GenerationConfig(do_sample=True, temperature=0.7, top_p=0.9, **numbers)] if made.stops else []
+    parts += [GenerationConfig(**sampling, **numbers)] if made.stops else []
     for part in parts:
         part.save_pretrained(out)
     click.echo(advice(family, out))

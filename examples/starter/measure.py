@@ -15,6 +15,8 @@ from ftcore.settings import Settings
 from ftcore_mlm import Mlm
 from make_skeleton import FAMILIES, Family, documents
 
+MEASURED = [name for name, family in FAMILIES.items() if family.task == "pretrain"]
+
 
 def nats(model: Any, tokenizer: Any, family: Family, story: str) -> float:
     """What the story and the token that ends it cost after the token that begins it."""
@@ -51,7 +53,7 @@ def hidden_words(loaded: Any, text: Path) -> str:
 @click.command(help=__doc__)
 @click.argument("checkpoint", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.argument("text", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--family", required=True, type=click.Choice(list(FAMILIES)))
+@click.option("--family", required=True, type=click.Choice(MEASURED))
 @click.option("--weights", default="pretrained", show_default=True, type=click.Choice(["pretrained", "random"]))
 def main(checkpoint: Path, text: Path, family: str, weights: str) -> None:
     """Print one line."""

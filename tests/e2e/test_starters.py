@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import random
 import re
 import shlex
 from pathlib import Path
@@ -74,3 +75,39 @@ def test_an_encoders_starter_is_made_of_text_and_another_starter(
     assert ftcore.load("bert", "mlm", "packed").vocab_size <= 300
     told = called(measuring.main, "packed", stories, "--family", "bert")
     assert re.fullmatch(r"[\d.]+ % of \d+ hidden tokens right, pseudo-perplexity [\d.]+, on 20 stories\n", told)
+
+
+def test_a_starter_that_reads_and_writes_is_made_of_text_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(SCRIPTS)
+    monkeypatch.chdir(tmp_path)
+    names = ("make_skeleton", "make_pairs", "train_pairs", "pack")
+    skeletons, pairing, training, packing = map(importlib.import_module, names)
+    Path("stories.txt").write_text(STORIES, encoding="utf-8")
+    recipe = yaml.safe_load((SCRIPTS / "starter-seq2seq.yaml").read_text(encoding="utf-8"))
+    small = {"data": ["pairs.jsonl"], "eval_data": ["pairs.jsonl"], "steps": 2, "warmup_steps": 1}
+    Path("starter-seq2seq.yaml").write_text(yaml.safe_dump(recipe | small), encoding="utf-8")
+    called(pairing.main, "pairs.jsonl", "--text", "stories.txt", "--rows", 60)
+    advice = called(skeletons.main, "skeleton", "--family", "t5", "--text", "stories.txt", "--vocab-size", 640)
+    called(training.main, *shlex.split(advice)[2:])
+    called(packing.main, "merged", "packed")
+    loaded = ftcore.load("t5", "seq2seq", "packed")
+    assert loaded.tokenizer is not None
+    assert loaded.vocab_size <= 640
+    assert loaded.tokenizer("He <extra_id_0> cats.")["input_ids"][-1] == loaded.tokenizer.eos_token_id == 1
+
+
+def test_rows_of_a_starter_hold_the_words_of_their_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(SCRIPTS)
+    pairing = importlib.import_module("make_pairs")
+    draw = random.Random(0)
+    words = STORIES.replace("<|endoftext|>", " ").split()[:40]
+    for _ in range(50):
+        read, asked = pairing.spans(words, draw)
+        for mark, left_out in re.findall(r"(<extra_id_\d+>) (.*?) (?=<extra_id_)", f"{asked} <extra_id_"):
+            read = read.replace(mark, left_out, 1)
+        assert read == " ".join(words)
+        read, asked = pairing.continuation(words, draw)
+        assert f"{read} {asked}" == f"continue: {' '.join(words)}"
+        read, asked = pairing.mending(words, draw)
+        assert set(read.partition(": ")[2].replace(" |", "").split()) <= set(words)
+        assert asked == " ".join(words)

@@ -1,4 +1,4 @@
-"""T5, mT5 and UMT5 checkpoints load whole and answer as plain transformers does, also as they were published."""
+"""T5, mT5 and UMT5 load whole and answer as plain transformers does, also as published; the starter can be taught."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ftcore
 import pytest
 import torch
 from family_facts import (
@@ -26,6 +27,7 @@ from ftcore.testing import model_checks
 from ftcore.testing.stage import tiny_checkpoint
 from ftcore_t5 import T5, TINY
 from safetensors.torch import load_file, save_file
+from transformers import T5ForConditionalGeneration
 
 HEAD = "seq2seq-lm"
 # Fields of a published config.json, and how many numbers its weights hold.
@@ -111,6 +113,58 @@ def test_a_head_apart_from_the_embedding_stays_apart_also_in_a_plan_and_drawn_an
 
 def test_a_checkpoint_of_another_type_is_refused_by_name() -> None:
     refuses_another_type(T5(), tiny_checkpoint("llama"), "t5, mt5, umt5", HEAD)
+
+
+# --- the starter -----------------------------------------------------------------------------------------
+
+STORY = "The small cat saw a red bird in the tree. It wanted to play with the bird, but the bird was too high."
+TEXTS = [
+    STORY,
+    'Tom said, "Hello!"\n  He ran.',
+    "小猫在门口看雨。",
+    "naïve café 👩‍👧 🐱\n\tif x != y: pass",
+    "\u200b \x7f",
+]
+
+
+def cost(found: Loaded, read: str, asked: str) -> float:
+    """What a text costs after another, in nats a token."""
+    tokenizer: Any = found.tokenizer
+    given = tokenizer(read, return_tensors="pt").input_ids
+    with torch.inference_mode():
+        return float(found.model(input_ids=given, labels=tokenizer(asked, return_tensors="pt").input_ids).loss)
+
+
+def test_the_starter_is_small_and_loads_whole_as_plain_transformers_has_it() -> None:
+    folder = T5.starter
+    assert folder is not None
+    assert sum(file.stat().st_size for file in folder.iterdir()) <= 2_500_000
+    plain, info = T5ForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
+    assert not any(info.values())
+    found = ftcore.load("t5", "seq2seq")
+    assert found.checkpoint == str(folder)
+    with torch.no_grad():
+        answers = [one.eval()(input_ids=IDS, decoder_input_ids=IDS[:, :9]).logits for one in (found.model, plain)]
+    assert torch.allclose(*answers, atol=1e-5)
+
+
+def test_any_text_goes_through_the_starters_tokenizer_and_back() -> None:
+    tokenizer: Any = ftcore.load("t5", "seq2seq").tokenizer
+    assert [tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in TEXTS] == TEXTS
+    assert tokenizer("Tim")["input_ids"][-1] == tokenizer.eos_token_id == 1
+    assert (tokenizer.pad_token_id, tokenizer.unk_token_id) == (0, 2)
+
+
+def test_the_starter_writes_what_it_reads() -> None:
+    found = ftcore.load("t5", "seq2seq")
+    first, second = f"{STORY.partition('.')[0]}.", STORY.partition(". ")[2]
+    assert cost(found, f"copy: {first}", first) < 0.5 * cost(found, f"copy: {second}", first)
+
+
+def test_the_first_command_learns_to_write_what_is_asked_for(tmp_path: Path) -> None:
+    outcome = ftcore.run(method="lora", task="seq2seq", model="t5", output=tmp_path / "run", epochs=2)
+    assert outcome.metrics["loss"] < 0.5 * outcome.before["loss"]
+    assert all(sample["before"] != sample["after"] for sample in outcome.samples)
 
 
 @model_checks(T5())

@@ -1,4 +1,4 @@
-"""T5 (Raffel et al. 2020, arXiv:1910.10683), mT5 (arXiv:2010.11934) and UMT5, in transformers' own classes."""
+"""T5 (Raffel et al. 2020, arXiv:1910.10683), mT5 (arXiv:2010.11934), UMT5, in transformers' own classes; a starter."""
 
 from __future__ import annotations
 
@@ -49,6 +49,7 @@ class T5(HFModel):
 
     model_types: ClassVar[tuple[str, ...]] = ("t5", "mt5", "umt5")
     sizes: ClassVar[Mapping[str, str]] = SIZES
+    starter: ClassVar[Path | None] = Path(__file__).parent / "starter"
     heads: ClassVar[tuple[str, ...]] = ("seq2seq-lm",)
     unpackable: ClassVar[str] = "a row is read in one stack and written in another, and positions are biases"
     tiny: ClassVar[Mapping[str, Mapping[str, int]]] = dict.fromkeys(model_types, TINY)
