@@ -17,6 +17,7 @@ from ftcore.seeds import seeded
 from ftcore.settings import Settings
 from ftcore.testing import method_checks
 from ftcore_prefix import Prefix
+from ftcore_prompt.virtual_tokens import heads_by_layer
 from torch import Tensor, nn
 from trials import (
     answers,
@@ -155,6 +156,12 @@ SHAPES: Mapping[str, Mapping[str, Any]] = {
         "tie_word_embeddings": True,
     },
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("model_type", ["bart", "t5"])
+def test_an_encoder_decoder_needs_no_weights_for_its_layers_to_be_seen(model_type: str) -> None:
+    model = tiny(model_type, "seq2seq-lm", **SHAPES[model_type]).model
+    assert heads_by_layer(copy.deepcopy(model).to("meta")) == heads_by_layer(model) != []
 
 
 def test_in_an_encoder_decoder_each_layer_of_the_decoder_has_its_own_prefix() -> None:

@@ -266,10 +266,12 @@ def heads_by_layer(model: nn.Module) -> Sequence[tuple[int, int]]:
 def _watched(stack: nn.Module, kind: str, *, training: bool) -> Mapping[int, tuple[torch.Size, torch.Size]]:
     """The shapes of keys and values that each layer brings to a cache."""
     device = next(stack.parameters()).device
-    ids, watch, given = torch.zeros(1, 1, dtype=torch.long, device=device), _Watch(), {}
+    ids, watch = torch.zeros(1, 1, dtype=torch.long, device=device), _Watch()
+    given: dict[str, Tensor] = {}
     token = stack.get_input_embeddings()(ids)  # type: ignore[operator]
     if stack.config.is_encoder_decoder:
         given["encoder_hidden_states"] = token
+        given["attention_mask"] = token.new_zeros(1, 1, 1, 1)  # one that is made without weights cannot be looked into
     cache = FixedPair(watch, FixedCache()) if given else watch
     before = stack.training
     try:
