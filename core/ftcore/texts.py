@@ -86,19 +86,19 @@ class Reader:
         return _tokens(self.backend.encode(text, add_special_tokens=False))
 
     def tokens_of(self, words: Sequence[str]) -> Tokens:
-        """The tokens of words that stand one after the other, each parted from the one before it as in running text."""
-        spelt = [f" {word}" if number and self._spaced else word for number, word in enumerate(words)]
+        """The tokens of words that stand one after the other; one that begins with a space is parted from the last."""
+        spelt = words if self._spaced else [word.lstrip(" ") for word in words]
         return _tokens(self.backend.encode(spelt, is_pretokenized=True, add_special_tokens=False))
 
     @cached_property
     def _spaced(self) -> bool:
-        """Whether a word in running text has its space in its first token, and a word that is given alone has not."""
-
-        def ids(text: Any, *, words: bool) -> list[int]:
-            return list(self.backend.encode(text, is_pretokenized=words, add_special_tokens=False).ids)
-
-        running = ids("a a", words=False)
-        return running != ids(["a", "a"], words=True) and running == ids(["a", " a"], words=True)
+        """Whether the space before a word is in the word's first token, and not put there where words are given."""
+        running, bare, spaced = "a a", ["a", "a"], ["a", " a"]
+        wanted, plain, parted = (
+            self.backend.encode(text, is_pretokenized=text is not running, add_special_tokens=False).ids
+            for text in (running, bare, spaced)
+        )
+        return bool(plain != wanted == parted)
 
     @cached_property
     def single(self) -> tuple[Slot, ...]:
