@@ -37,7 +37,7 @@ class Auto(HFModel):
     tried_on: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "olmo2": ("causal-lm",),
         "phi3": ("causal-lm",),
-        "rembert": ("masked-lm", "token-classification"),
+        "rembert": ("token-classification",),
         "m2m_100": ("seq2seq-lm",),
     }
     tiny: ClassVar[Mapping[str, Mapping[str, object]]] = {

@@ -65,6 +65,13 @@ class Bert(HFModel):
     drawn_heads: ClassVar[tuple[str, ...]] = CLASSIFY
     leftovers: ClassVar[tuple[str, ...]] = OTHERS
     unpackable: ClassVar[str] = "its tokens look at what comes after them, whatever row it is of"
+    tried_on: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "bert": ("masked-lm", *CLASSIFY),
+        "roberta": ("masked-lm", "sequence-classification"),
+        "xlm-roberta": ("token-classification",),
+        "electra": ("sequence-classification",),
+        "distilbert": ("question-answering",),
+    }
     tiny: ClassVar[Mapping[str, Mapping[str, int]]] = {
         "electra": {"embedding_size": 16},
         "distilbert": {"hidden_dim": 64},
