@@ -10,18 +10,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from ftcore import Data, Example, Loaded, Run, Scoring, hookimpl, options
-from ftcore.batches import IGNORED, held_out
-from ftcore.problems import Problem, Problems, settle
-from ftcore.records import Document, read_documents
+from ftcore.batches import IGNORED
+from ftcore.problems import BadRow, Problem, Problems
+from ftcore.records import Layout, Record, iter_texts
+from ftcore.rows import Reading, read
+from ftcore.shapes import document_of
 from pydantic import Field
 
-from ftcore_mlm.masking import MaskedRow, Masking, batch_of, copies, found, masked_loss, takes_segments
-from ftcore_mlm.words import texts_of
+from ftcore_mlm.masking import Masked, MaskedRow, Masking, batch_of, found, masked_loss, takes_segments
+from ftcore_mlm.words import Text, texts_in
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-SAMPLE = Path(__file__).parent / "sample"
+SAMPLES = Path(__file__).parent / "sample" / "train.jsonl", Path(__file__).parent / "sample" / "heldout.jsonl"
 REMEDY = "write it differently, take the document out, or name it as the separator of a .txt file"
 
 
@@ -64,53 +66,41 @@ class Mlm:
         assert tokenizer is not None
         masking = Masking.of(tokenizer, settings.seed, self.share, self.pairs, whole_words=self.whole_words)
         room = masking.room(min(settings.max_length, loaded.max_positions))
-        problems = Problems()
-        data, eval_data = self._sources(run)
-        training, apart = held_out(
-            self._read(data, tokenizer, problems), self._read(eval_data, tokenizer, problems), settings
-        )
-        texts = texts_of(tokenizer, training, room, problems)
-        held = texts_of(tokenizer, apart, room, problems)
-        notice = settle(problems, settings.on_bad_row, len(training) + len(apart)) if data or eval_data else None
-        if notice:
-            run.say(notice)
-        train = copies(texts, masking, self.duplicates)
+        texts = read(run, loaded, self._reading(tokenizer, room))
+        train, held = Masked(texts.train, masking, self.duplicates), Masked(texts.eval, masking, 1)
         collate = partial(batch_of, pad_id=tokenizer.pad_token_id or 0, segments=takes_segments(loaded.model))
+        counted = {
+            "rows": len(train),
+            "tokens": sum(train.sizes()),
+            "supervised_tokens": sum(row.supervised for row in train),
+        }
         return Data(
             train=train,
-            eval=copies(held, masking, 1),
+            eval=held,
             collate=collate,
             loss=masked_loss,
-            counts={
-                "documents": len(training),
-                "rows": len(train),
-                "rows_left_out": len(problems),
-                "tokens": sum(row.size for row in train),
-                "supervised_tokens": sum(row.supervised for row in train),
-            },
-            sample=tuple(pieces(train[0], tokenizer)) if train else (),
+            counts={**texts.counts, **counted},
+            sample=tuple(pieces(train[0], tokenizer)) if len(train) else (),
             metrics=metrics,
             scoring=Scoring(partial(found, collate=collate), partial(lines, tokenizer=tokenizer), score),
+            shares=train.shares(texts.shares),
         )
 
-    def _sources(self, run: Run) -> tuple[Sequence[str], Sequence[str]]:
-        """The files to train on and those held out; the built-in sample's where the run names none."""
-        settings = run.settings
-        if settings.data or (run.intent in ("infer", "predict") and settings.eval_data):
-            return settings.data, settings.eval_data
-        run.say("no --data given: the task's built-in sample is used; pass --data FILE for your own text")
-        apart = () if settings.eval_share else (str(SAMPLE / "heldout.jsonl"),)
-        return (str(SAMPLE / "train.jsonl"),), settings.eval_data or apart
-
-    def _read(self, sources: Sequence[str], tokenizer: PreTrainedTokenizerBase, problems: Problems) -> list[Document]:
-        """The documents of `sources` that can be used; one that spells out a special token is among the problems."""
-        documents = read_documents(sources, self.separator, problems) if sources else []
+    def _reading(self, tokenizer: PreTrainedTokenizerBase, room: int) -> Reading[Record, Text]:
+        """Documents as texts that fit a row; one that spells out a special token is among the problems."""
         specials = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-        found = [(document, next((s for s in specials if s in document.text), "")) for document in documents]
-        for document, special in found:
-            if special:
-                problems.add(Problem(document.place, "text", f"holds the special token '{special}'", REMEDY))
-        return [document for document, special in found if not special]
+
+        def encode(record: Record) -> list[Text]:
+            text = document_of(record).text
+            special = next((special for special in specials if special in text), None)
+            if special is not None:
+                raise BadRow(Problem(record.place, "text", f"holds the special token '{special}'", REMEDY))
+            return texts_in(tokenizer, text, record.place, room)
+
+        def records(sources: Sequence[str], problems: Problems, layout: Layout) -> Iterator[Record]:
+            return iter_texts(sources, self.separator, problems, layout)
+
+        return Reading(self, encode, Text, SAMPLES, Text.counted, records)
 
 
 def pieces(row: MaskedRow, tokenizer: PreTrainedTokenizerBase, most: int = 64) -> Iterator[tuple[str, bool]]:

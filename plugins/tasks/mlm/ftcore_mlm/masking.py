@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, overload
 
 import numpy as np
 from ftcore import Batch, Refused
 from ftcore.batches import IGNORED, moved
 from ftcore.seeds import mix
+from ftcore.tables import View
 
 from ftcore_mlm.words import UNKNOWN, Numbers, Text
 
@@ -154,16 +156,55 @@ class MaskedRow:
         return Laid(read, segments, wanted)
 
 
-def copies(texts: Sequence[Text], masking: Masking, duplicates: int) -> list[MaskedRow]:
+class Masked(Sequence[MaskedRow]):
     """All texts as rows, and again, as often as asked; the same text is masked otherwise each time that it comes."""
-    seen: Counter[bytes] = Counter()
-    rows = []
-    for text in [text for _ in range(duplicates) for text in texts]:
-        key = text.ids.tobytes() + text.words.tobytes()
-        number = mix(masking.seed, "masks", key.hex(), seen[key])
+
+    def __init__(self, texts: View[Text], masking: Masking, duplicates: int) -> None:
+        self.texts, self.masking = texts, masking
+        self.text_keys = list(texts.keys())
+        seen: Counter[bytes] = Counter()
+        self.times = [self._next(seen, key) for _ in range(duplicates) for key in self.text_keys]
+
+    @staticmethod
+    def _next(seen: Counter[bytes], key: bytes) -> int:
         seen[key] += 1
-        rows.append(MaskedRow(text, masking, number, _parted(text, masking, mix(number, "pair"))))
-    return rows
+        return seen[key] - 1
+
+    def __len__(self) -> int:
+        return len(self.times)
+
+    @overload
+    def __getitem__(self, index: int) -> MaskedRow: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[MaskedRow]: ...
+    def __getitem__(self, index: int | slice) -> MaskedRow | Sequence[MaskedRow]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        number = range(len(self))[index]
+        text = self.texts[number % len(self.texts)]
+        drawn = self._number(number)
+        return MaskedRow(text, self.masking, drawn, _parted(text, self.masking, mix(drawn, "pair")))
+
+    def _number(self, index: int) -> int:
+        key = self.text_keys[index % len(self.text_keys)]
+        return mix(self.masking.seed, "masks", key.hex(), self.times[index])
+
+    def sizes(self) -> Sequence[int]:
+        """Tokens in each row."""
+        if self.masking.pairs:
+            return [row.size for row in self]
+        around = sum(token >= 0 for token, _ in self.masking.single)
+        return [int(size) + around for size in self.texts.sizes()] * (len(self) // max(1, len(self.texts)))
+
+    def keys(self) -> Sequence[bytes]:
+        """A key for each row: of its text, and of what chooses among its words."""
+        own = (self.masking.fingerprint, self.masking.pairs)
+        made = (repr((own, self.text_keys[i % len(self.text_keys)], self._number(i))) for i in range(len(self)))
+        return [hashlib.sha256(one.encode()).digest() for one in made]
+
+    def shares(self, of_texts: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
+        """The shares of the sources in an epoch, in which each text comes as often as asked."""
+        return of_texts * (len(self) // max(1, len(self.texts)))
 
 
 def _parted(text: Text, masking: Masking, number: int) -> int:

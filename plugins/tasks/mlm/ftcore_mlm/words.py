@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
-from ftcore.problems import Problem, Problems
-from ftcore.records import Document
+from ftcore.problems import BadRow, Problem
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
@@ -23,11 +22,28 @@ CHINESE = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U00031
 
 @dataclass(frozen=True, eq=False)
 class Text:
-    """A part of a document without special tokens; `words` numbers each token's word, UNKNOWN where it has none."""
+    """A part of a document without special tokens; `words` numbers each token's word, UNKNOWN where it has none.
+
+    `opens` says that it is the first part.
+    """
 
     ids: Numbers
     words: Numbers
     place: str
+    opens: bool = False
+
+    @property
+    def size(self) -> int:
+        """Its tokens."""
+        return len(self.ids)
+
+    def identity(self) -> bytes:
+        """The tokens and their words."""
+        return self.ids.tobytes() + self.words.tobytes()
+
+    def counted(self) -> Mapping[str, int]:
+        """What is counted of it."""
+        return {"documents": int(self.opens)}
 
     @property
     def borders(self) -> Numbers:
@@ -42,30 +58,15 @@ class Text:
         return np.where(self.words == UNKNOWN, UNKNOWN, each).astype(np.int32)
 
 
-def texts_of(
-    tokenizer: PreTrainedTokenizerBase,
-    documents: Sequence[Document],
-    room: int,
-    problems: Problems,
-) -> list[Text]:
-    """Each document in texts of at most `room` tokens with a word to predict; one without is among the problems."""
-    found = []
-    for document, encoding in _encoded(tokenizer, documents):
-        ids = np.asarray(encoding.ids, dtype=np.int32)
-        whole = Text(ids, word_numbers(document.text, encoding), document.place)
-        parts = [part for part in _cut(_known(whole, tokenizer.unk_token_id), room) if (part.words != UNKNOWN).any()]
-        if not parts:
-            remedy = "take the document out, or use a tokenizer for its language"
-            problems.add(Problem(document.place, "text", "holds no word that the tokenizer knows", remedy))
-        found += parts
-    return found
-
-
-def _encoded(tokenizer: PreTrainedTokenizerBase, documents: Sequence[Document]) -> Iterator[tuple[Document, Encoding]]:
-    for start in range(0, len(documents), 256):
-        part = documents[start : start + 256]
-        made = tokenizer([document.text for document in part], add_special_tokens=False)
-        yield from zip(part, made.encodings or (), strict=True)
+def texts_in(tokenizer: PreTrainedTokenizerBase, text: str, place: str, room: int) -> list[Text]:
+    """A document in texts of at most `room` tokens with a word to predict; BadRow when it holds none."""
+    encoding = (tokenizer([text], add_special_tokens=False).encodings or [])[0]
+    whole = Text(np.asarray(encoding.ids, dtype=np.int32), word_numbers(text, encoding), place)
+    parts = [part for part in _cut(_known(whole, tokenizer.unk_token_id), room) if (part.words != UNKNOWN).any()]
+    if not parts:
+        remedy = "take the document out, or use a tokenizer for its language"
+        raise BadRow(Problem(place, "text", "holds no word that the tokenizer knows", remedy))
+    return [replace(parts[0], opens=True), *parts[1:]]
 
 
 def word_numbers(text: str, encoding: Encoding) -> Numbers:
