@@ -279,10 +279,10 @@ def test_what_does_not_fit_the_checkpoint_is_refused(call: Call, flags: str, bas
     assert "llama" in said
 
 
-def test_pretraining_without_a_text_is_refused(call: Call, base: Path) -> None:
-    said = call(f"run --method lora --task pretrain --model qwen --checkpoint {base} --output out").refusal
-    assert "pretrain" in said
-    assert "--data" in said
+def test_pretraining_without_a_text_takes_a_sample_and_says_so(call: Call, base: Path) -> None:
+    done = call(f"run --method lora --task pretrain --model qwen --checkpoint {base} --steps 2 --output out")
+    assert done.code == 0
+    assert "no --data given: the task's built-in sample is used" in done.err
 
 
 def test_the_directory_of_another_run_is_refused_by_what_differs(call: Call, flags: str, finished: Path) -> None:

@@ -12,7 +12,9 @@ import pytest
 import yaml
 from ftcore import config
 from ftcore.config import changes, read, resolve
+from ftcore.declaring import declared
 from ftcore.errors import Refused
+from ftcore_causal import Causal
 from ftcore_lora import LoRA
 
 NAMES: dict[str, Any] = {"method": "lora", "task": "causal", "model": "qwen"}
@@ -44,7 +46,9 @@ def test_the_record_holds_every_option_with_its_type() -> None:
     assert plain["lora"]["r"] == 4
     assert plain["lora"]["alpha"] == 16
     assert plain["lora"]["parts"] == ["attention.q", "mlp"]
-    assert plain["causal"] == {"template": None, "show": ["Hello, you?"]}
+    assert plain["causal"]["template"] is None
+    assert plain["causal"]["show"] == ["Hello, you?"]
+    assert plain["causal"].keys() == {option.name for option in declared(Causal)}
     assert plain["steps"] == 7
     assert plain["seed"] == 42
     assert plain["gradient_checkpointing"] is True

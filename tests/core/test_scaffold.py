@@ -323,6 +323,7 @@ FOUND: dict[str, dict[str, str]] = {
         **LLAMA_ROLES,
         **fused("model.layers.*.self_attn.qkv_proj"),
         **dict.fromkeys(("mlp.gate", "mlp.up"), "model.layers.*.mlp.gate_up_proj"),
+        "head": "lm_head",
     },
     "gpt_neox": {
         "block": "gpt_neox.layers.*",
