@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import re
 from typing import Any
 
 import ftcore
 import pytest
+import sacrebleu
 from ftcore import textual
-from ftcore.textual import measured
+from ftcore.textual import Words, bleu, chrf, measured, rouge, words_of
+from rouge_score.rouge_scorer import RougeScorer
 
 SAID = ["The cat sat by the door.", "a dog", "小狗在跑。", ""]
 KNOWN = [["The cat sat by a door.", "A cat sat by the door."], ["a dog"], ["小狗在门口跑。"], ["Nothing was said."]]
@@ -90,3 +93,49 @@ class Stub:
     def meteor_score(self, known: Any, said: Any) -> float:
         """Where its data is missing."""
         raise LookupError
+
+
+# Each figure by itself
+
+RIGHT = ["The cat sat by the door.", "Tim is a dog; he's 3 years old!", "Good-bye, Lily.", "It rains."]
+WRITTEN = ["A cat sat by the door.", "Tim is a dog, and he is 3 years old.", "Good-bye Lily.", ""]
+CHINESE = (["小猫在门口看雨。", "她有3只狗。"], ["小猫坐在门口看雪。", "他有3只小狗。"])
+
+
+def test_bleu_and_chrf_are_sacrebleus() -> None:
+    references = [[text] for text in RIGHT]
+    assert bleu(WRITTEN, references) == sacrebleu.corpus_bleu(WRITTEN, [RIGHT]).score
+    assert bleu(WRITTEN, references, "intl") == sacrebleu.corpus_bleu(WRITTEN, [RIGHT], tokenize="intl").score
+    assert chrf(WRITTEN, references)["chrf"] == sacrebleu.corpus_chrf(WRITTEN, [RIGHT]).score
+    assert bleu(RIGHT, references) == pytest.approx(100) == chrf(RIGHT, references)["chrf"]
+
+
+def test_chinese_is_scored_by_character() -> None:
+    said, known = CHINESE
+    references = [[text] for text in known]
+    assert words_of(references) == "zh"
+    assert words_of([*references, *([text] for text in RIGHT)]) == "13a"
+    assert bleu(said, references) == sacrebleu.corpus_bleu(said, [known], tokenize="zh").score > 0
+    # rouge-score sees no Chinese: each character is spelled as a word of its number, which it does see
+    spelled = [[re.sub("[一-鿿]", lambda found: f" u{ord(found[0])} ", text) for text in texts] for texts in CHINESE]
+    scorer = RougeScorer(["rouge1", "rouge2", "rougeL"])
+    each = [scorer.score(target, text) for text, target in zip(*spelled, strict=True)]
+    wanted = {name.lower(): 100 * sum(one[name].fmeasure for one in each) / 2 for name in each[0]}
+    assert rouge(said, references) == pytest.approx(wanted)
+    assert wanted["rouge1"] > 50
+
+
+def test_rouge_is_rouge_scores_best_of_several_references() -> None:
+    references = [[text, other] for text, other in zip(RIGHT, [*RIGHT[1:], "A cat."], strict=True)]
+    scorer = RougeScorer(["rouge1", "rouge2", "rougeL"])
+    each = [scorer.score_multi(known, said) for said, known in zip(WRITTEN, references, strict=True)]
+    assert rouge(WRITTEN, references) == pytest.approx(
+        {name.lower(): 100 * sum(one[name].fmeasure for one in each) / 4 for name in each[0]}
+    )
+
+
+def test_english_words_are_those_of_rouge_score() -> None:
+    from rouge_score.tokenizers import DefaultTokenizer
+
+    for text in [*RIGHT, *WRITTEN, "naïve café — 3.5%, İstanbul", "kind: mouse | home: castle", "past: He brings it."]:
+        assert Words().tokenize(text) == DefaultTokenizer().tokenize(text)

@@ -14,6 +14,7 @@ from ftcore.hooks import Scoring
 from ftcore.records import Record
 from ftcore.rows import Reading, read
 from ftcore.shapes import pair_of
+from ftcore.textual import Figure
 from pydantic import Field
 
 from ftcore_seq2seq.pairs import unanswered
@@ -53,6 +54,10 @@ class Seq2Seq:
         float, Field(description="Above 0 a search with several beams prefers long outputs, below 0 short ones.")
     ] = 1.0
     max_new_tokens: Annotated[int, Field(ge=1, description="Longest output that is generated, in tokens.")] = 128
+    metrics: Annotated[
+        tuple[Figure, ...],
+        Field(description="Figures of what is written: exact_match, bleu, chrf, rouge, nist, meteor, cider."),
+    ] = ("bleu", "chrf", "rouge")
     bleu_tokenizer: Annotated[
         Literal["auto", "13a", "zh", "intl", "char", "none"],
         Field(description="Words of BLEU as sacrebleu cuts them; auto is zh where references are Chinese, else 13a."),
@@ -79,11 +84,11 @@ class Seq2Seq:
             sample=_pieces(writer, rows.train[0]) if len(rows.train) else (),
             probes=_probes(rows.eval if len(rows.eval) else rows.train, 3 if rows.built_in else 1),
             stop_ids=(writer.stop,),
-            metrics=metrics,
+            metrics=of_loss,
             scoring=Scoring(
                 predict=partial(written, writer=writer, search=search),
                 lines=lines,
-                score=partial(score, bleu_tokenizer=self.bleu_tokenizer),
+                score=partial(score, figures=self.metrics, bleu_tokenizer=self.bleu_tokenizer),
                 generates=True,
             ),
             shares=rows.shares,
@@ -101,6 +106,6 @@ def _probes(rows: Sequence[PairRow], count: int) -> tuple[Probe, ...]:
     return tuple(Probe(row.text, tuple(row.input_ids.tolist())) for row in rows[:count] if not row.cut)
 
 
-def metrics(loss: float) -> Mapping[str, float]:
+def of_loss(loss: float) -> Mapping[str, float]:
     """Loss in nats per token of the outputs, and perplexity."""
     return {"loss": loss, "perplexity": math.exp(min(loss, 700))}

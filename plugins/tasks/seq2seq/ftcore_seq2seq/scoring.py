@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ftcore.textual import measured
+
 from ftcore_seq2seq.rows import PairRow, Writer, reading
-from ftcore_seq2seq.scores import scores
 
 if TYPE_CHECKING:
     from torch import nn
@@ -60,10 +61,11 @@ def lines(rows: Sequence[PairRow], answers: Sequence[str]) -> list[dict[str, Any
     ]
 
 
-def score(lines: Sequence[Mapping[str, Any]], bleu_tokenizer: str) -> dict[str, float]:
+def score(lines: Sequence[Mapping[str, Any]], figures: Sequence[str], bleu_tokenizer: str) -> dict[str, float]:
     """The scores of lines that know what is right; those with one input are one, whose outputs are all right."""
     found: dict[str, tuple[str, dict[str, None]]] = {}
     for line in lines:
         for reference in line.get("references", ()):
             found.setdefault(line["input"], (line["prediction"], {}))[1][reference] = None
-    return scores([said for said, _ in found.values()], [list(known) for _, known in found.values()], bleu_tokenizer)
+    said, known = [text for text, _ in found.values()], [list(right) for _, right in found.values()]
+    return measured(figures, said, known, bleu_tokenizer)
