@@ -464,12 +464,14 @@ def _misshapen(info: Info) -> set[str]:
 
 
 def _of_the_head(missing: set[str], misshapen: set[str], model: PreTrainedModel) -> bool:
-    """Whether the head of `model` is missing whole, with or without what pools for it, or of another size."""
+    """Whether the head of `model` is missing whole, maybe with what pools for it, or has layers of another size."""
     inside = f"{model.base_model_prefix}."
     head = {name for name, _ in model.named_parameters() if not name.startswith(inside)}
     pooling = {f"{inside}pooler.dense.weight", f"{inside}pooler.dense.bias"}
+    layers = {name.rpartition(".")[0] for name in misshapen}
+    resized = {name for name in head if name.rpartition(".")[0] in layers} == misshapen
     whole = head <= missing <= head | pooling if missing else bool(misshapen)
-    return bool(head) and whole and misshapen <= head
+    return bool(head) and whole and resized
 
 
 def _modules_of(names: set[str]) -> str:

@@ -183,13 +183,16 @@ def test_the_readmes_first_commands_are_accepted(place: Place) -> None:
 
 def test_the_readmes_rows_are_read(place: Place) -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    shown = [row.replace("…", "some text") for row in re.findall(r"`(\{\".*\})`", text)]
-    assert len(shown) == 4
-    (place.folder / "shown.jsonl").write_text("\n".join(row for row in shown if '"text"' not in row) + "\n")
-    (place.folder / "text.jsonl").write_text("\n".join(row for row in shown if '"text"' in row) + "\n")
+    told = re.findall(r"^\| `([a-z0-9-]+)` \| (.*`\{\".*) \|$", text, re.MULTILINE)
+    rows = [(task, row.replace("…", "some text")) for task, cell in told for row in re.findall(r"`(\{\".*?\})`", cell)]
+    assert {task for task, _ in rows} >= {"causal", "pretrain", "qa", "seq2seq", "token-classify"}
+    for number, (task, row) in enumerate(rows):
+        (place.folder / f"{task}.jsonl").open("a").write(row + "\n")
+        (place.folder / f"{number}.jsonl").write_text(row + "\n")
+        assert place.shell(f"ftcore data check {number}.jsonl") == 0, row
     plan = "ftcore plan --method lora --model qwen --task"
-    assert place.shell(f"{plan} causal --data shown.jsonl") == 0
-    assert place.shell(f"{plan} pretrain --data text.jsonl") == 0
+    assert place.shell(f"{plan} causal --data causal.jsonl") == 0
+    assert place.shell(f"{plan} pretrain --data pretrain.jsonl") == 0
 
 
 def test_the_yaml_example_runs(place: Place) -> None:
