@@ -27,7 +27,18 @@ PATIENCE = 0.15  # seconds of its own that an import may take, without those in 
 SILENCE = 0.1  # seconds in which nothing has come of any other, before one that took longer is ended
 LIFELINE = 60  # seconds after which a child ends even when nobody is left to end it
 LONGEST = 300  # characters of a reason
-SHARED = ("ftcore.adapters", "ftcore.batches", "ftcore.declaring", "ftcore.families", "ftcore.hooks")
+SHARED = (
+    "ftcore.adapters",
+    "ftcore.batches",
+    "ftcore.declaring",
+    "ftcore.families",
+    "ftcore.hooks",
+    "ftcore.labels",
+    "ftcore.rows",
+    "ftcore.templates",
+    "ftcore.texts",
+    "ftcore.textual",
+)
 
 
 class Verdict(NamedTuple):
