@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, runtime_che
 import numpy as np
 
 from ftcore.hooks import Batch, Loaded, Row
-from ftcore.seeds import permutation, permuted
+from ftcore.seeds import permuted
 from ftcore.settings import Settings
 
 if TYPE_CHECKING:
@@ -318,13 +318,3 @@ def collator(loaded: Loaded, settings: Settings) -> Callable[[Sequence[TokenRow]
     assert loaded.tokenizer is not None
     pad_id = loaded.tokenizer.pad_token_id
     return partial(pad, pad_id=0 if pad_id is None else pad_id)
-
-
-def held_out(training: Sequence[T], named: Sequence[T], settings: Settings) -> tuple[list[T], list[T]]:
-    """Training and held-out rows: those named, or a share of the training rows drawn by the seed."""
-    count = round(settings.eval_share * len(training))
-    if named or not count:
-        return list(training), list(named)
-    drawn = set(permutation(len(training), settings.seed, "held out")[:count])
-    kept = [row for i, row in enumerate(training) if i not in drawn]
-    return kept, [row for i, row in enumerate(training) if i in drawn]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
-from ftcore.problems import BadRow, Problem, Problems, filled, settle, shown
+from ftcore.problems import Problem, Problems, shown
 from ftcore.reading.formats import Content, content_of, documents_of, rows_of
 from ftcore.reading.repeats import Repeats
 from ftcore.reading.rows import Document, Layout, Record, Row
@@ -18,10 +18,8 @@ __all__ = [
     "Record",
     "content_at",
     "fingerprint",
-    "iter_documents",
     "iter_records",
     "iter_texts",
-    "read_documents",
     "read_records",
     "records_of",
     "weighted",
@@ -54,24 +52,6 @@ def iter_records(sources: Sequence[str], problems: Problems, layout: Layout | No
                 problems.note(f"{file}: left out, as it is running text")
             else:
                 yield from records_of(content, problems, layout)
-
-
-def read_documents(
-    sources: Sequence[str], separator: str | None, problems: Problems | None = None, layout: Layout | None = None
-) -> list[Document]:
-    """Texts are returned in order, with LF newlines; unsound ones are problems, or refused without them."""
-    noted = Problems() if problems is None else problems
-    documents = list(iter_documents(sources, separator, noted, layout))
-    if problems is None and len(noted):
-        settle(noted, "error", len(documents))
-    return documents
-
-
-def iter_documents(
-    sources: Sequence[str], separator: str | None, problems: Problems, layout: Layout | None = None
-) -> Iterator[Document]:
-    """What `read_documents` returns, one document after the other, and no more than one held."""
-    yield from _documents(iter_texts(sources, separator, problems, layout), problems)
 
 
 def iter_texts(
@@ -129,11 +109,3 @@ def _texts(content: Content, separator: str | None, problems: Problems, layout: 
         return
     for line, part in documents_of(content, separator or ""):
         yield Record({"text": part}, content.source, line)
-
-
-def _documents(records: Iterable[Record], problems: Problems) -> Iterator[Document]:
-    for record in records:
-        try:
-            yield Document(filled(record.fields, "text"), record.source, record.line)
-        except BadRow as error:
-            problems.add(replace(error.problem, place=record.place))

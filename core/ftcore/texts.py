@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -19,6 +19,18 @@ if TYPE_CHECKING:
 
 Numbers: TypeAlias = "np.ndarray[Any, np.dtype[np.int32]]"
 OUTSIDE = -1  # what stands for a token that is of no text
+
+
+class Part(Protocol):
+    """A row that is one of several of its record, or the only one."""
+
+    @property
+    def part(self) -> int:
+        """Its number among them, from 0."""
+
+
+P = TypeVar("P", bound=Part)
+A = TypeVar("A")
 
 
 class Slot(NamedTuple):
@@ -159,6 +171,18 @@ def windows(count: int, room: int, shared: int) -> Iterator[tuple[int, int]]:
 
 
 # --- batches ---------------------------------------------------------------------------------------------
+
+
+def by_record(pairs: Iterable[tuple[P, A]]) -> Iterator[list[tuple[P, A]]]:
+    """The rows of each record with what is said of them; the first of a record has the `part` 0."""
+    group: list[tuple[P, A]] = []
+    for pair in pairs:
+        if group and pair[0].part == 0:
+            yield group
+            group = []
+        group.append(pair)
+    if group:
+        yield group
 
 
 def takes_segments(model: nn.Module) -> bool:

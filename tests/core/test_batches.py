@@ -10,9 +10,8 @@ import ftcore
 import numpy as np
 import pytest
 import torch
-from ftcore.batches import IGNORED, Order, TokenRow, digest, held_out, moved, pack, pad, token_loss, token_row
+from ftcore.batches import IGNORED, Order, TokenRow, digest, moved, pack, pad, token_loss, token_row
 from ftcore.hooks import Batch
-from ftcore.settings import Settings
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -244,14 +243,3 @@ def test_the_digest_of_rows_tells_tokens_labels_borders_and_order_apart() -> Non
     ]
     assert len({digest(rows) for rows in variants}) == len(variants)
     assert digest([base]) == digest([token_row([1, 2, 3, 4], [1, 2, 3, 4], "elsewhere:9")])
-
-
-def test_held_out_rows_are_apart_from_training_rows_and_depend_only_on_the_seed() -> None:
-    rows = list(range(50))
-    kept, apart = held_out(rows, [], Settings(eval_share=0.2, seed=5))
-    assert len(apart) == 10
-    assert sorted(kept + apart) == rows
-    assert held_out(rows, [], Settings(eval_share=0.2, seed=5)) == (kept, apart)
-    assert held_out(rows, [], Settings(eval_share=0.2, seed=6))[1] != apart
-    assert held_out(rows, [7], Settings()) == (rows, [7])
-    assert held_out(rows, [], Settings()) == (rows, [])

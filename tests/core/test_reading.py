@@ -19,15 +19,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
+from documents import iter_documents, read_documents
 from ftcore.errors import Refused
 from ftcore.problems import Problems, settle
 from ftcore.records import (
     Layout,
     Record,
     fingerprint,
-    iter_documents,
     iter_records,
-    read_documents,
     read_records,
     weighted,
 )
@@ -528,9 +527,9 @@ def test_documents_are_parted_alike_however_the_lines_fall(tmp_path: Path) -> No
 PEAK = """
 import resource, sys
 from ftcore.problems import Problems, settle
-from ftcore.records import iter_documents, iter_records
+from ftcore.records import iter_records, iter_texts
 source, kind = sys.argv[1:]
-read = iter_records([source], Problems()) if kind == "rows" else iter_documents([source], "###", Problems())
+read = iter_records([source], Problems()) if kind == "rows" else iter_texts([source], "###", Problems())
 print(sum(1 for _ in read), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 

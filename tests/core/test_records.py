@@ -11,9 +11,10 @@ import types
 from pathlib import Path
 
 import pytest
+from documents import read_documents
 from ftcore.errors import Refused
 from ftcore.problems import BadRow, Problem, Problems, settle
-from ftcore.records import Record, read_documents, read_records
+from ftcore.records import Record, read_records
 from ftcore.shapes import Conversation, conversations_of
 
 TURN = {"instruction": "Name a prime.", "output": "Seven."}

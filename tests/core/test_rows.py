@@ -256,6 +256,20 @@ def test_rows_of_one_record_and_copies_are_held_out_together(loaded: Loaded, tmp
     assert plain(again.eval) == plain(rows.eval) != plain(other.eval)
 
 
+def test_held_out_rows_are_apart_from_training_rows_and_depend_only_on_the_seed(loaded: Loaded, tmp_path: Path) -> None:
+    file = str(written(tmp_path / "rows.jsonl", [f"{number} cats and {number} dogs" for number in range(50)]))
+    other = str(written(tmp_path / "other.jsonl", ["A bird, a fish and a mouse."]))
+    everything = plain(halves(loaded, data=(file,), cache="off").train)
+    drawn = halves(loaded, data=(file,), eval_share=0.2, seed=5, cache="off")
+    assert len(drawn.eval) == 20
+    assert sorted(plain(drawn.train) + plain(drawn.eval)) == sorted(everything)
+    assert plain(halves(loaded, data=(file,), eval_share=0.2, seed=5, cache="off").eval) == plain(drawn.eval)
+    assert plain(halves(loaded, data=(file,), eval_share=0.2, seed=6, cache="off").eval) != plain(drawn.eval)
+    named = halves(loaded, data=(file,), eval_data=(other,), cache="off")
+    assert (plain(named.train), len(named.eval)) == (everything, 2)
+    assert len(halves(loaded, data=(file,), cache="off").eval) == 0
+
+
 def test_weights_give_each_source_its_exact_share_drawn_anew_in_every_epoch(loaded: Loaded, tmp_path: Path) -> None:
     one = written(tmp_path / "one.jsonl", [f"one {n}" for n in range(30)])
     two = written(tmp_path / "two.jsonl", [f"two {n}" for n in range(10)])

@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from ftcore.discovery import Kind
+from ftcore.seeds import permutation
+from ftcore.settings import Settings
 from ftcore.testing import CHECKS, examine
 from ftcore.testing.kit import session
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -37,3 +42,13 @@ def failed(kind: Kind, broken: Broken) -> dict[str, str]:
     """Every check that fails on the plugin, with what it says."""
     results = examine(kind, broken.plugin, broken.excused, checkpoint=broken.checkpoint)
     return {result.check.name: result.reason for result in results if result.outcome == "failed"}
+
+
+def held_out(training: Sequence[T], named: Sequence[T], settings: Settings) -> tuple[list[T], list[T]]:
+    """Training and held-out rows, for tasks that read by themselves: those named, or a share drawn by the seed."""
+    count = round(settings.eval_share * len(training))
+    if named or not count:
+        return list(training), list(named)
+    drawn = set(permutation(len(training), settings.seed, "held out")[:count])
+    kept = [row for i, row in enumerate(training) if i not in drawn]
+    return kept, [row for i, row in enumerate(training) if i in drawn]

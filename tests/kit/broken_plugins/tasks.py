@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from ftcore import Batch, Data, Example, Loaded, Probe, Refused, Run, hookimpl, options
-from ftcore.batches import IGNORED, TokenRow, collator, held_out, pack, pad, token_loss, token_row
+from ftcore.batches import IGNORED, TokenRow, collator, pack, pad, token_loss, token_row
 from ftcore.problems import BadRow, Problem, Problems, filled, refuse, settle
 from ftcore.records import Record, read_records
 from ftcore.settings import Settings
 
-from broken_plugins import Broken
+from broken_plugins import Broken, held_out
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ftcore import Batch, Data, Example, Loaded, Refused, Run, Scoring, hookimpl, options
-from ftcore.batches import IGNORED, TokenRow, collator, held_out, token_loss, token_row
+from ftcore.batches import IGNORED, TokenRow, collator, token_loss, token_row
 from ftcore.problems import BadRow, Problem, Problems, filled, refuse, settle
 from ftcore.records import Record, read_records
 from ftcore.seeds import mix
 from ftcore.settings import Settings
 
-from broken_plugins import Broken
+from broken_plugins import Broken, held_out
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

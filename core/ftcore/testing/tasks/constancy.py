@@ -177,7 +177,7 @@ def check_held_out_rows_are_drawn_by_the_seed(task: object, bench: Bench | None 
     if splits[0] != splits[1]:
         raise Failed("the same seed holds out other rows the second time; draw them by run.settings.seed")
     if len(set(splits)) == 1:
-        raise Failed("seeds 1 to 4 hold out the same rows; draw them by run.settings.seed (ftcore.batches.held_out)")
+        raise Failed("seeds 1 to 4 hold out the same rows; draw them by run.settings.seed, as ftcore.rows does")
     if not all(abs(len(split) - 5) <= 1 for split in splits):
         raise Failed(f"of 20 rows, --eval-share 0.25 holds out {len(splits[0])}; hold out 5")
 

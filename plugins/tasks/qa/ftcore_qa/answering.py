@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ftcore import Batch
-from ftcore.texts import moved_to, padded
+from ftcore.texts import by_record, moved_to, padded
 
 from ftcore_qa.learning import pointed
 from ftcore_qa.windows import OUT, Window
@@ -38,7 +38,7 @@ class Answering:
 
     def lines(self, rows: Sequence[Window], answers: Sequence[Said]) -> list[Mapping[str, Any]]:
         """An object for each question: its best answer in any window, and what is right where that is known."""
-        return [self._line(*zip(*group, strict=True)) for group in _questions(zip(rows, answers, strict=True))]
+        return [self._line(*zip(*group, strict=True)) for group in by_record(zip(rows, answers, strict=True))]
 
     def _line(self, rows: Sequence[Window], answers: Sequence[Said]) -> dict[str, Any]:
         row = rows[0]
@@ -50,18 +50,6 @@ class Answering:
         if self.threshold is not None:
             line["null_score_diff"] = margin
         return {**line, "answers": list(row.answers)} if row.known else line
-
-
-def _questions(pairs: Iterator[tuple[Window, Said]]) -> Iterator[list[tuple[Window, Said]]]:
-    """The windows of each question, with what they say."""
-    group: list[tuple[Window, Said]] = []
-    for pair in pairs:
-        if group and pair[0].part == 0:
-            yield group
-            group = []
-        group.append(pair)
-    if group:
-        yield group
 
 
 def _scores(first: Tensor, last: Tensor, inside: Tensor, longest: int) -> Tensor:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ftcore import Batch
 from ftcore.batches import IGNORED
-from ftcore.texts import OUTSIDE, inputs_of, moved_to, padded
+from ftcore.texts import OUTSIDE, by_record, inputs_of, moved_to, padded
 
 from ftcore_token_classify.entities import OUTSIDE as NONE
 from ftcore_token_classify.entities import entities
@@ -53,7 +53,7 @@ class Learning:
 
     def lines(self, rows: Sequence[Window], answers: Sequence[Said]) -> list[Mapping[str, Any]]:
         """An object for each sentence: the entities found in it with their characters, and those that are right."""
-        return [self._line(*zip(*group, strict=True)) for group in _sentences(zip(rows, answers, strict=True))]
+        return [self._line(*zip(*group, strict=True)) for group in by_record(zip(rows, answers, strict=True))]
 
     def _line(self, rows: Sequence[Window], answers: Sequence[Said]) -> dict[str, Any]:
         row = rows[0]
@@ -65,18 +65,6 @@ class Learning:
             return line
         right = [self.names[number] for number in row.right]
         return {**line, "entities": _spans(row, right), "tags": right}
-
-
-def _sentences(pairs: Iterator[tuple[Window, Said]]) -> Iterator[list[tuple[Window, Said]]]:
-    """The rows of each sentence, with what they say."""
-    group: list[tuple[Window, Said]] = []
-    for pair in pairs:
-        if group and pair[0].part == 0:
-            yield group
-            group = []
-        group.append(pair)
-    if group:
-        yield group
 
 
 def _spans(row: Window, labels: Sequence[str]) -> list[dict[str, Any]]:
