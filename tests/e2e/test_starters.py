@@ -20,10 +20,10 @@ STORIES = "<|endoftext|>".join(f"Tom had {count} cats. “小猫在门口看雨,
 
 
 def called(command: click.Command, *words: object) -> str:
-    """What a command prints when it does what it is asked to."""
+    """What a command says on standard output when it does what it is asked to."""
     result = CliRunner().invoke(command, [str(word) for word in words])
     assert result.exit_code == 0, result.output
-    return result.output
+    return result.stdout
 
 
 @pytest.mark.parametrize("family", ["bloom", "chatglm", "internlm", "qwen"])
