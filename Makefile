@@ -11,7 +11,7 @@ PROJECTS := $(wildcard pyproject.toml plugins/*/pyproject.toml plugins/*/*/pypro
 $(STAMP): requirements-dev.txt $(PROJECTS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "torch==2.13.0"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check "setuptools>=77" "flit_core>=3.9,<5"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "setuptools>=77" "flit_core>=3.9,<5" setuptools_scm
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation -r requirements-dev.txt
 	touch $@
 
