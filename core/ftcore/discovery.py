@@ -10,6 +10,8 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
+from email.parser import HeaderParser
+from functools import lru_cache
 from importlib import metadata
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,6 +24,7 @@ from ftcore.trust import AllowList, allowed, built_for_another, code_digest, nam
 from ftcore.trust import only_from as only_from
 
 if TYPE_CHECKING:
+    from email.message import Message
     from types import FrameType
 
     from torch import nn
@@ -34,6 +37,7 @@ KINDS: tuple[Kind, ...] = ("method", "task", "model", "extension")
 PLUGIN_KEYS: Mapping[str, Kind] = {"method": "method", "task": "task", "model": "model", "with": "extension"}
 GROUPS: Mapping[str, Kind] = {f"ftcore.{kind}s": kind for kind in KINDS}
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}")
+REMEMBERED = 512  # metadata files that are not parsed again while they say the same
 
 # What a plugin may declare as a class attribute, and what holds when it does not.
 DECLARABLE: Mapping[str, Any] = {
@@ -176,7 +180,7 @@ def announced() -> tuple[Offer, ...]:
 def _announced_by(distribution: metadata.Distribution) -> Iterator[Offer]:
     """The plugins of one distribution; none where its files cannot be read, whatever else is installed."""
     try:
-        entries = list(_entries(distribution.read_text("entry_points.txt") or ""))
+        entries = _entries(distribution.read_text("entry_points.txt") or "")
         described = _described(distribution) if entries else ("", "", ())
     except (OSError, ValueError):
         return
@@ -184,23 +188,36 @@ def _announced_by(distribution: metadata.Distribution) -> Iterator[Offer]:
         yield Offer(kind, name, *described[:2], value, described[2])
 
 
-def _entries(text: str) -> Iterator[tuple[Kind, str, str]]:
+@lru_cache(maxsize=REMEMBERED)
+def _entries(text: str) -> tuple[tuple[Kind, str, str], ...]:
     """Kind, name and value of the plugins in an entry_points.txt; a line that is neither is a name without value."""
-    group = ""
+    group, found = "", []
     for line in map(str.strip, text.splitlines()):
         if line.startswith("["):
             group = line.strip("[] ")
         elif group in GROUPS and line and line[0] not in "#;":
             name, value = (part.strip() for part in (*line.split("=", 1), "")[:2])
             parts = probing.CLASS.fullmatch(value)
-            yield GROUPS[group], name, f"{parts[1]}:{parts[2]}" if parts else value
+            found.append((GROUPS[group], name, f"{parts[1]}:{parts[2]}" if parts else value))
+    return tuple(found)
 
 
 def _described(distribution: metadata.Distribution) -> tuple[str, str, tuple[str, ...]]:
     """Name, version and what is required of ftcore; empty where there is no METADATA."""
-    said = distribution.metadata
+    text = distribution.read_text("METADATA")
+    return _said(text) if text else _of(distribution.metadata, distribution.requires)
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _said(text: str) -> tuple[str, str, tuple[str, ...]]:
+    """The same of a METADATA file; what a text says stays true, so that it is parsed once however often it is read."""
+    said = HeaderParser().parsestr(text)
+    return _of(said, said.get_all("Requires-Dist"))
+
+
+def _of(said: metadata.PackageMetadata | Message, requires: list[str] | None) -> tuple[str, str, tuple[str, ...]]:
     name, version = ((said.get_all(key) or [""])[0] for key in ("Name", "Version"))
-    return name, version, tuple(filter(names_ftcore, distribution.requires or ()))
+    return name, version, tuple(filter(names_ftcore, requires or ()))
 
 
 def offers(kind: Kind | None = None) -> tuple[Offer, ...]:

@@ -76,7 +76,8 @@ def looked_at(values: Sequence[str], patience: float = PATIENCE) -> list[Verdict
             with suppress(ProcessLookupError):
                 os.killpg(program.pid, signal.SIGKILL)  # also what an import has started
     if program.returncode and len(values) > 1:  # one of them ended more than its own process
-        return [verdict for value in values for verdict in looked_at([value], patience)]
+        half = len(values) // 2
+        return looked_at(values[:half], patience) + looked_at(values[half:], patience)
     if program.returncode:
         last = (fault.strip().splitlines() or [f"exit code {program.returncode}"])[-1]
         return [Verdict("broken", f"the process that looks at plugins ended: {last[:LONGEST]}")]

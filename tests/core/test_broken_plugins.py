@@ -127,6 +127,7 @@ def gone(folder: Path) -> bool:
 # The list
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", KINDS)
 def test_a_broken_plugin_is_listed_with_its_reason_within_the_time_and_harms_no_other(
     how: str, breaks: Callable[..., None], command: Callable[..., subprocess.CompletedProcess[str]],

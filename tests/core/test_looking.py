@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 from ftcore.cli import cli
 from ftcore.errors import Refused
 from ftcore.looking import look
+from ftcore.testing.stage import rows_file
 
 ROWS = [
     {"instruction": "Where is the cat?", "input": "", "output": "By the door."},
@@ -23,9 +24,7 @@ ROWS = [
 
 
 def put(folder: Path, name: str, rows: list[dict[str, object]] | list[dict[str, str]]) -> str:
-    path = folder / name
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    return str(path)
+    return str(rows_file(folder / name, rows))
 
 
 def check(*words: str) -> Result:

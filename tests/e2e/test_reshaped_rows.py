@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import ftcore
 import pytest
 from ftcore.hooks import Data, Run
 from ftcore.settings import Settings
+from ftcore.testing.stage import rows_file
 from ftcore_causal import Causal
 
 Row = dict[str, Any]
@@ -25,8 +25,7 @@ def prepare(checkpoint: Callable[..., Path], tmp_path: Path) -> Callable[..., tu
     """The data of a run on these rows and options, and what the run said."""
 
     def prepared(rows: list[Row], **options: Any) -> tuple[Data, list[str]]:
-        file, said = tmp_path / "rows.jsonl", list[str]()
-        file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        file, said = rows_file(tmp_path / "rows.jsonl", rows), list[str]()
         run = Run(Settings(data=(str(file),), cache="off", **options), "train", "causal-lm", say=said.append)
         return Causal().prepare_data(run, ftcore.load("qwen", checkpoint=checkpoint("qwen2"))), said
 

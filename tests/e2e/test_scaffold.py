@@ -40,10 +40,8 @@ PROJECTS = [
 ]
 
 
-@pytest.mark.parametrize(
-    "new",
-    [pytest.param(new, id=new.kind, marks=[] if new.kind == "method" else pytest.mark.slow) for new in PROJECTS],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("new", PROJECTS, ids=lambda new: new.kind)
 def test_a_new_project_is_built_installed_checked_and_trains(
     new: New,
     environment: Callable[..., Any],

@@ -6,11 +6,11 @@ import pytest
 from broken_plugins import Broken, caught, failed, one_of_each, tasks, tasks_elsewhere
 from ftcore.testing import examine
 from ftcore.testing.stage import Recital
-from ftcore_causal import Causal
 from ftcore_pretrain import Pretrain
 
 BROKEN = [*tasks.BROKEN, *tasks_elsewhere.BROKEN]
-SOUND = [Causal(), Pretrain(), Pretrain(bos="<|im_start|>"), Recital(), tasks.Dialogs(), *tasks_elsewhere.SOUND]
+SOUND = [Pretrain(bos="<|im_start|>"), Recital(), tasks.Dialogs(), *tasks_elsewhere.SOUND]
+QUICK = (Recital, tasks_elsewhere.Translate)
 
 
 @pytest.mark.parametrize("broken", one_of_each(BROKEN), ids=lambda one: one.defect)
@@ -25,7 +25,10 @@ def test_a_defect_fails_that_check_and_no_other(broken: Broken) -> None:
     assert found.keys() == {broken.fails}, found
 
 
-@pytest.mark.parametrize("task", SOUND, ids=lambda one: type(one).__name__)
+@pytest.mark.parametrize(
+    "task",
+    [pytest.param(one, id=type(one).__name__, marks=[pytest.mark.slow] * (type(one) not in QUICK)) for one in SOUND],
+)
 def test_a_sound_task_passes_every_check(task: object) -> None:
     assert [(r.check.name, r.reason) for r in examine("task", task) if r.outcome != "passed"] == []
 

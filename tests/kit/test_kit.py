@@ -13,7 +13,9 @@ from typing import ClassVar
 
 import pytest
 from broken_plugins.anyone import Norms, Unmarked
+from click.testing import CliRunner
 from ftcore import Refused, options
+from ftcore.cli import cli
 from ftcore.testing import CHECKS, check_hooks_exist, examine, kit, method_checks, report
 from ftcore.testing.kit import Bench, Check, Failed, Session, session
 
@@ -190,8 +192,7 @@ def test_the_command_reports_each_promise_and_ends_well() -> None:
 
 
 def test_the_command_tells_programs_in_json() -> None:
-    done = told("pretrain", "--json")
-    (one,) = json.loads(done.stdout)
+    (one,) = json.loads(CliRunner().invoke(cli, ["check", "pretrain", "--json"]).stdout)
     assert (one["kind"], one["name"], one["distribution"]) == ("task", "pretrain", "ftcore-pretrain")
     assert one["failed"] == 0
     assert {check["outcome"] for check in one["checks"]} <= {"passed", "excused"}

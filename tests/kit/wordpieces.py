@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ftcore.hooks import Data, Intent, Loaded, Run
+from ftcore.settings import Settings
 from ftcore.testing.stage import WORDS, tiny_checkpoint
 
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -42,3 +45,17 @@ def encoder(folder: Path, kind: str, head: str, **fields: Any) -> Path:
     shutil.copytree(made, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("token*", "special*", "chat*"))
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def labelled(
+    task: Any, head: Any, folder: Path, file: Path, own: Mapping[str, Any] = {}, intent: Intent = "train", **keys: Any
+) -> tuple[Loaded, Data]:
+    """The encoder with the labels that the rows decide where they are trained on, and the rows as `task` reads them."""
+    from ftcore_bert import Bert
+
+    data = {"data": (str(file),)} if intent == "train" else {"eval_data": (str(file),)}
+    run = Run(Settings(checkpoint=str(folder), **{**data, **keys}), intent, head)
+    filled = task(**own).fill_options(run) or {} if intent == "train" else {}
+    asked = task(**{**own, **filled})
+    loaded = Bert().load_model(run, asked.load_kwargs() or {})
+    return loaded, asked.prepare_data(run, loaded)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import atexit
+import gc
 import importlib
 import importlib.util
 import json
@@ -126,17 +127,20 @@ def serve() -> None:
     import signal
 
     import torch
-    import transformers.modeling_utils  # noqa: F401
+    import transformers
 
     import ftcore.merging  # noqa: F401
+    from ftcore.testing.stage import tiny_checkpoint
 
     torch.set_num_threads(1)
+    transformers.AutoModelForCausalLM.from_pretrained(tiny_checkpoint("llama"))  # what is computed once is computed
     reports, sys.stdout = sys.stdout, open(os.devnull, "w")  # noqa: SIM115
     for line in sys.stdin:
         request = json.loads(line)
         for library in request["libraries"]:
             with suppress(ImportError):
                 importlib.import_module(library)
+        gc.freeze()  # what is here already is no garbage of the forks, whose collections need not look at it
         pid = os.fork()
         if not pid:
             signal.alarm(int(request["seconds"]))

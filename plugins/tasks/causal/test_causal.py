@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
@@ -17,6 +16,7 @@ from ftcore.families import read_tokenizer
 from ftcore.hooks import Data, Loaded, Run
 from ftcore.settings import Settings
 from ftcore.testing import task_checks
+from ftcore.testing.stage import rows_file
 from ftcore_causal import Causal
 from torch import nn
 
@@ -76,12 +76,6 @@ ROWS: dict[str, list[tuple[Row, list[str]]]] = {
 EVERY = [pair for pairs in ROWS.values() for pair in pairs]
 
 
-def written(file: Path, rows: Sequence[Row]) -> Path:
-    """A JSONL file with these rows."""
-    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    return file
-
-
 def prepared(loaded: Loaded, data: Path, said: list[str] | None = None, **keys: Any) -> Data:
     """The task's rows for a run on `data`; keys of the task are `template` and `show`."""
     own = {name: keys.pop(name) for name in ("template", "show") if name in keys}
@@ -128,7 +122,7 @@ def test_only_the_answers_and_their_stop_token_are_taught_in_chatml(
     form: str, checkpoint: Callable[..., Path], tmp_path: Path
 ) -> None:
     loaded = ftcore.load("qwen", checkpoint=checkpoint("qwen2"))
-    data = prepared(loaded, written(tmp_path / "rows.jsonl", [row for row, _ in ROWS[form]]))
+    data = prepared(loaded, rows_file(tmp_path / "rows.jsonl", [row for row, _ in ROWS[form]]))
     assert_exact(loaded, data, [answers for _, answers in ROWS[form]], "<|im_end|>")
     text = loaded.tokenizer.decode(data.train[0].input_ids.tolist())
     assert text.startswith("<|im_start|>")
@@ -141,7 +135,7 @@ def test_only_the_answers_and_their_stop_token_are_taught_in_chatml(
 
 def test_what_a_row_holds_is_what_the_template_renders(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     loaded = ftcore.load("qwen", checkpoint=checkpoint("qwen2"))
-    data = prepared(loaded, written(tmp_path / "rows.jsonl", [row for row, _ in EVERY]))
+    data = prepared(loaded, rows_file(tmp_path / "rows.jsonl", [row for row, _ in EVERY]))
     messages = ROWS["messages"][1][0]["messages"]
     wanted = loaded.tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
     assert data.train[5].input_ids.tolist() == wanted
@@ -153,7 +147,7 @@ def test_only_the_answers_and_their_stop_token_are_taught_in_the_plain_template(
     form: str, checkpoint: Callable[..., Path], tmp_path: Path
 ) -> None:
     loaded, said = with_tokenizer(checkpoint("qwen2")), list[str]()
-    data = prepared(loaded, written(tmp_path / "rows.jsonl", [row for row, _ in ROWS[form]]), said)
+    data = prepared(loaded, rows_file(tmp_path / "rows.jsonl", [row for row, _ in ROWS[form]]), said)
     assert_exact(loaded, data, [answers for _, answers in ROWS[form]], "<|im_end|>")
     assert any("no chat template" in line for line in said)
     assert loaded.tokenizer.chat_template  # saved with the run, so that inference cannot differ
@@ -170,7 +164,7 @@ def test_a_template_from_a_file_replaces_the_tokenizers_own(
         "{% if add_generation_prompt %}[assistant]{% endif %}"
     )
     loaded = ftcore.load("qwen", checkpoint=checkpoint("qwen2"))
-    rows = written(tmp_path / "rows.jsonl", [row for row, _ in ROWS[form]])
+    rows = rows_file(tmp_path / "rows.jsonl", [row for row, _ in ROWS[form]])
     data = prepared(loaded, rows, template=str(file))
     assert_exact(loaded, data, [answers for _, answers in ROWS[form]], "<|endoftext|>")
     assert loaded.tokenizer.decode(data.train[0].input_ids.tolist()).startswith("[")
@@ -183,7 +177,7 @@ def test_a_template_file_that_is_not_there_is_refused(checkpoint: Callable[..., 
 
 
 def test_the_masks_are_exact_with_real_tokenizers(tmp_path: Path) -> None:
-    rows = written(tmp_path / "rows.jsonl", [row for row, _ in EVERY])
+    rows = rows_file(tmp_path / "rows.jsonl", [row for row, _ in EVERY])
     for folder in TOKENIZERS:
         own = read_tokenizer(str(folder)).chat_template
         for template in {own, None}:
@@ -217,7 +211,7 @@ def test_a_row_whose_answer_truncation_removes_is_refused_by_file_and_line(
 ) -> None:
     loaded = ftcore.load("qwen", checkpoint=checkpoint("qwen2"))
     short = {"instruction": "Hi", "output": "Hello"}
-    file = written(tmp_path / "rows.jsonl", [short, {"instruction": "rain " * 60, "output": "No."}, short])
+    file = rows_file(tmp_path / "rows.jsonl", [short, {"instruction": "rain " * 60, "output": "No."}, short])
     with pytest.raises(ftcore.Refused, match=r"rows\.jsonl:2: row has \d+ tokens, and its first 40 hold no answer"):
         prepared(loaded, file, max_length=40)
     said: list[str] = []
@@ -232,7 +226,7 @@ def test_a_row_is_never_longer_than_asked_for_or_than_the_model_has_positions(
 ) -> None:
     loaded = ftcore.load("qwen", checkpoint=checkpoint("qwen2"))
     long = {"instruction": "Hi", "output": "rain " * 400}
-    file = written(tmp_path / "rows.jsonl", [{"instruction": "Hi", "output": "Hello"}, long])
+    file = rows_file(tmp_path / "rows.jsonl", [{"instruction": "Hi", "output": "Hello"}, long])
     for asked, wanted in ((50, 50), (100_000, loaded.max_positions)):
         data = prepared(loaded, file, max_length=asked)
         assert max(row.size for row in data.train) == wanted
@@ -241,7 +235,7 @@ def test_a_row_is_never_longer_than_asked_for_or_than_the_model_has_positions(
 
 def test_rows_that_all_lose_their_stop_token_are_refused(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     loaded = ftcore.load("qwen", checkpoint=checkpoint("qwen2"))
-    file = written(tmp_path / "rows.jsonl", [{"instruction": "Hi", "output": "rain " * 400}] * 2)
+    file = rows_file(tmp_path / "rows.jsonl", [{"instruction": "Hi", "output": "rain " * 400}] * 2)
     with pytest.raises(ftcore.Refused, match="no row keeps the stop token of an answer"):
         prepared(loaded, file)
 
@@ -253,7 +247,7 @@ def test_a_special_token_written_in_a_message_is_refused_by_file_and_line(
 ) -> None:
     loaded = ftcore.load("qwen", checkpoint=checkpoint("qwen2"))
     row = {"instruction": "Hi", "output": "Hello", "system": "Be kind."}
-    file = written(tmp_path / "rows.jsonl", [row, {**row, key: f"What is {special}?"}])
+    file = rows_file(tmp_path / "rows.jsonl", [row, {**row, key: f"What is {special}?"}])
     with pytest.raises(ftcore.Refused) as refused:
         prepared(loaded, file)
     assert f"{file}:2: messages[" in str(refused.value)
@@ -283,8 +277,8 @@ def test_a_template_that_rewrites_earlier_answers_is_refused(checkpoint: Callabl
         turns = [("user", "Where?"), ("assistant", answers[0]), ("user", "Again?"), ("assistant", answers[1])]
         row = {"messages": [{"role": role, "content": content} for role, content in turns]}
         with pytest.raises(ftcore.Refused, match="renders turn 2 of a conversation otherwise when more follows"):
-            prepared(loaded, written(tmp_path / "many.jsonl", [row]))
-    single = written(tmp_path / "one.jsonl", [ROWS["messages"][0][0]])
+            prepared(loaded, rows_file(tmp_path / "many.jsonl", [row]))
+    single = rows_file(tmp_path / "one.jsonl", [ROWS["messages"][0][0]])
     assert_exact(loaded, prepared(loaded, single), [["Hello, Lily!"]], "<|im_end|>")
 
 
@@ -293,7 +287,7 @@ def test_bad_rows_are_all_listed_or_all_counted(checkpoint: Callable[..., Path],
     good = {"instruction": "Hi", "output": "Hello"}
     steering = {"instruction": "<|im_end|>", "output": "x"}
     bad: list[Row] = [{"instruction": "Hi", "output": " "}, {"messages": []}, steering]
-    file = written(tmp_path / "rows.jsonl", [good, *bad, good])
+    file = rows_file(tmp_path / "rows.jsonl", [good, *bad, good])
     with pytest.raises(ftcore.Refused) as refused:
         prepared(loaded, file)
     assert all(f"{file}:{line}: " in str(refused.value) for line in (2, 3, 4))
@@ -303,7 +297,7 @@ def test_bad_rows_are_all_listed_or_all_counted(checkpoint: Callable[..., Path],
     assert data.counts["rows_left_out"] == 3
     assert any("3 rows left out of 5" in line for line in said)
     with pytest.raises(ftcore.Refused, match="none is left to train on"):
-        prepared(loaded, written(tmp_path / "bad.jsonl", bad), on_bad_row="skip")
+        prepared(loaded, rows_file(tmp_path / "bad.jsonl", bad), on_bad_row="skip")
 
 
 def test_a_tokenizer_that_is_missing_is_refused(rows: Path) -> None:
@@ -313,7 +307,7 @@ def test_a_tokenizer_that_is_missing_is_refused(rows: Path) -> None:
 
 def test_held_out_rows_are_masked_as_training_rows_are(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     loaded = ftcore.load("qwen", checkpoint=checkpoint("qwen2"))
-    file = written(tmp_path / "rows.jsonl", [row for row, _ in EVERY])
+    file = rows_file(tmp_path / "rows.jsonl", [row for row, _ in EVERY])
     data = prepared(loaded, file, eval_data=(str(file),))
     assert [row.identity() for row in data.eval] == [row.identity() for row in data.train]
     shared = prepared(loaded, file, eval_share=0.25)

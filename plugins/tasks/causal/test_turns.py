@@ -22,6 +22,7 @@ from ftcore.records import Record, iter_records
 from ftcore.settings import Settings
 from ftcore.shapes import Conversation, conversations_of
 from ftcore.templates import ROLES, Turns
+from ftcore.testing.stage import rows_file
 from ftcore_causal import Causal
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -166,12 +167,6 @@ STRICT = (
 )
 
 
-def written(file: Path, rows: Sequence[Row]) -> Path:
-    """A JSONL file with these rows."""
-    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    return file
-
-
 def prepared(loaded: Loaded, file: Path, intent: Intent = "train", **keys: Any) -> Data:
     """The task's rows; options of the task are given by name."""
     own = {name: keys.pop(name) for name in tuple(keys) if name in Causal.__annotations__}
@@ -222,7 +217,7 @@ def test_only_the_answers_are_learned_of_every_shape_by_every_starter(
 ) -> None:
     loaded = bare(folder, template)
     for name, (row, answers) in SHAPES.items():
-        data = prepared(loaded, written(tmp_path / "rows.jsonl", [row]))
+        data = prepared(loaded, rows_file(tmp_path / "rows.jsonl", [row]))
         assert [taught(loaded, one) for one in data.train] == answers, name
         assert_nothing_is_lost(loaded, data.train[0], row)
 
@@ -242,7 +237,7 @@ def test_only_the_answers_are_learned_of_every_shape_with_real_tokenizers(tmp_pa
         for template in (None, ""):
             loaded = bare(folder, template)
             for name, (row, answers) in SHAPES.items():
-                data = prepared(loaded, written(tmp_path / "rows.jsonl", [row]))
+                data = prepared(loaded, rows_file(tmp_path / "rows.jsonl", [row]))
                 found = [taught(loaded, one, spaces=False) for one in data.train]
                 assert found == squeezed(answers), (folder, name)
 
@@ -252,7 +247,7 @@ def test_a_result_and_the_tools_are_read_by_a_template_that_knows_them_in_its_ow
 ) -> None:
     loaded = bare(checkpoint("qwen2"), NATIVE)
     row, _ = SHAPES["tools"]
-    data = prepared(loaded, written(tmp_path / "rows.jsonl", [row]))
+    data = prepared(loaded, rows_file(tmp_path / "rows.jsonl", [row]))
     said = taught(loaded, data.train[0])
     assert said == ['<call>look {"where": "厨房"}</call>', "In the kitchen.", "Still there."]
     read = loaded.tokenizer.decode(data.train[0].input_ids.tolist())
@@ -260,7 +255,7 @@ def test_a_result_and_the_tools_are_read_by_a_template_that_knows_them_in_its_ow
     assert read.startswith('<|im_start|>system\nYou know a house.\n{"type": "function", "function": {"name": "look"')
     plain = {"role": "assistant", "content": "", "tool_calls": ["look()"]}
     turns = [row["messages"][1], plain, *row["messages"][3:]]
-    data = prepared(loaded, written(tmp_path / "other.jsonl", [{"messages": turns}]))
+    data = prepared(loaded, rows_file(tmp_path / "other.jsonl", [{"messages": turns}]))
     assert taught(loaded, data.train[0])[0] == "look()"  # a call without name and arguments is text
 
 
@@ -269,7 +264,7 @@ def test_a_template_without_system_and_tools_gets_them_in_turns_of_the_user(
 ) -> None:
     loaded = bare(checkpoint("qwen2"), STRICT)
     row, answers = SHAPES["tools"]
-    data = prepared(loaded, written(tmp_path / "rows.jsonl", [row]))
+    data = prepared(loaded, rows_file(tmp_path / "rows.jsonl", [row]))
     assert [taught(loaded, one) for one in data.train] == answers
     read = loaded.tokenizer.decode(data.train[0].input_ids.tolist())
     assert read.startswith("[Q]You know a house.\n\nTools:\n[{")
@@ -282,7 +277,7 @@ def test_a_conversation_that_the_template_refuses_is_refused_by_file_and_line(
     loaded = bare(checkpoint("qwen2"), STRICT)
     turns = [("user", "Hi"), ("assistant", "Hm."), ("assistant", "Hello.")]
     row = {"messages": [{"role": role, "content": text} for role, text in turns], "tools": TOOLS}
-    file = written(tmp_path / "rows.jsonl", [SHAPES["alpaca"][0], row])
+    file = rows_file(tmp_path / "rows.jsonl", [SHAPES["alpaca"][0], row])
     with pytest.raises(ftcore.Refused, match=r"rows\.jsonl:2: row cannot be written .*\(user and assistant only\)"):
         prepared(loaded, file)
 
@@ -291,7 +286,7 @@ def test_only_the_last_turn_is_learned_when_that_is_asked_for(checkpoint: Callab
     loaded = bare(checkpoint("qwen2"))
     wanted = {"tools": ["Still there."], "moss": ["You are welcome."], "alpaca with history": ["a\n\nb  c"]}
     for name, answers in [*wanted.items(), ("sharegpt with calls", SHAPES["sharegpt with calls"][1][0])]:
-        data = prepared(loaded, written(tmp_path / "rows.jsonl", [SHAPES[name][0]]), train_on="last-turn")
+        data = prepared(loaded, rows_file(tmp_path / "rows.jsonl", [SHAPES[name][0]]), train_on="last-turn")
         assert taught(loaded, data.train[0]) == answers
 
 
@@ -303,7 +298,7 @@ def test_a_template_that_rewrites_earlier_answers_can_be_taught_the_last(
         "{% else %}{{ m['content'] }}{% endif %}<|im_end|>\n{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
-    loaded, file = bare(checkpoint("qwen2"), template), written(tmp_path / "rows.jsonl", [SHAPES["messages"][0]])
+    loaded, file = bare(checkpoint("qwen2"), template), rows_file(tmp_path / "rows.jsonl", [SHAPES["messages"][0]])
     with pytest.raises(ftcore.Refused, match="'train_on' as last-turn"):
         prepared(loaded, file)
     data = prepared(loaded, file, train_on="last-turn")
@@ -313,7 +308,7 @@ def test_a_template_that_rewrites_earlier_answers_can_be_taught_the_last(
 
 def test_an_answer_that_no_turn_leaves_to_learn_is_refused(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "No.", "loss": False}]
-    file = written(tmp_path / "rows.jsonl", [{"messages": turns}])
+    file = rows_file(tmp_path / "rows.jsonl", [{"messages": turns}])
     with pytest.raises(ftcore.Refused, match=r"rows\.jsonl:1: row has no answer to learn"):
         prepared(bare(checkpoint("qwen2")), file)
 
@@ -326,7 +321,7 @@ def test_tokens_are_counted_by_the_role_whose_turn_they_stand_in(
 ) -> None:
     loaded = bare(checkpoint("qwen2"))
     row, _ = SHAPES["tools"]
-    data = prepared(loaded, written(tmp_path / "rows.jsonl", [row]))
+    data = prepared(loaded, rows_file(tmp_path / "rows.jsonl", [row]))
     conversation = conversations_of(Record({**row, "tools": []}, "", 0))[0]
     system = f"You know a house.\n\nTools:\n{json.dumps(TOOLS)}"
     wanted = dict.fromkeys(ROLES, 0)
@@ -351,7 +346,9 @@ def test_the_loss_is_the_weighted_mean_of_cross_entropies(
     weight: float, packing: str, checkpoint: Callable[..., Path], tmp_path: Path
 ) -> None:
     loaded = ftcore.load("qwen", checkpoint=checkpoint("qwen2", max_position_embeddings=1024))
-    file = written(tmp_path / "rows.jsonl", [SHAPES[name][0] for name in ("alpaca", "tools", "kept from being learnt")])
+    file = rows_file(
+        tmp_path / "rows.jsonl", [SHAPES[name][0] for name in ("alpaca", "tools", "kept from being learnt")]
+    )
     data = prepared(loaded, file, prompt_weight=weight, packing=packing)
     batch = data.collate(data.train[:])
     with torch.no_grad():
@@ -379,7 +376,7 @@ def by_hand(row: Turns, weight: float) -> list[float]:
 def test_rows_are_the_same_without_a_weight_of_prompts_and_others_with_one(
     checkpoint: Callable[..., Path], tmp_path: Path
 ) -> None:
-    loaded, file = bare(checkpoint("qwen2")), written(tmp_path / "rows.jsonl", [SHAPES["alpaca"][0]])
+    loaded, file = bare(checkpoint("qwen2")), rows_file(tmp_path / "rows.jsonl", [SHAPES["alpaca"][0]])
     rows = [prepared(loaded, file, prompt_weight=weight).train[0] for weight in (0.0, 0.5, 0.75, 1.0)]
     assert len({row.identity() for row in rows}) == 4
     assert rows[0].weights is None
@@ -400,9 +397,9 @@ def test_rows_without_answers_are_answered_and_their_questions_are_put_as_in_tra
         {"conversations": [{"from": "human", "value": "Where is it?"}]},
         tools,
     ]
-    file = written(tmp_path / "rows.jsonl", rows)
+    file = rows_file(tmp_path / "rows.jsonl", rows)
     data = prepared(loaded, file, "predict", data=(), eval_data=(str(file),), max_new_tokens=5)
-    whole = prepared(loaded, written(tmp_path / "whole.jsonl", [SHAPES["alpaca"][0], tools])).train
+    whole = prepared(loaded, rows_file(tmp_path / "whole.jsonl", [SHAPES["alpaca"][0], tools])).train
     prompts = [row.input_ids[: row.asked].tolist() for row in data.eval]
     assert prompts[0] == whole[0].input_ids[: whole[0].asked].tolist()
     assert prompts[1] == whole[1].input_ids[: len(prompts[1])].tolist()
@@ -430,7 +427,7 @@ def greedy(loaded: Loaded, prompt: Sequence[int], count: int) -> str:
 def test_answers_do_not_depend_on_what_is_answered_beside_them(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     loaded = ftcore.load("qwen", checkpoint=checkpoint("qwen2"))
     rows = [{"instruction": text, "output": "Yes."} for text in ("aaaa", "bbbb", "What?", "cccc", "A long one of them")]
-    data = prepared(loaded, written(tmp_path / "rows.jsonl", rows), metrics=("exact_match",), max_new_tokens=6)
+    data = prepared(loaded, rows_file(tmp_path / "rows.jsonl", rows), metrics=("exact_match",), max_new_tokens=6)
     assert data.scoring is not None
     together = data.scoring.predict(loaded.model, data.train[:])
     assert together == [data.scoring.predict(loaded.model, [row])[0] for row in data.train]
@@ -439,7 +436,7 @@ def test_answers_do_not_depend_on_what_is_answered_beside_them(checkpoint: Calla
 def test_lines_of_one_prompt_are_one_with_all_their_references(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     loaded = bare(checkpoint("qwen2"))
     rows = [{"mr": mr, "ref": ref} for mr, ref in [("a", "One."), ("a", "Two."), ("b", "Three."), ("b", "Four.")]]
-    data = prepared(loaded, written(tmp_path / "rows.jsonl", rows), metrics=("exact_match", "bleu"))
+    data = prepared(loaded, rows_file(tmp_path / "rows.jsonl", rows), metrics=("exact_match", "bleu"))
     assert data.scoring is not None
     lines = data.scoring.lines(data.train[:], ["Two.", "Two.", "None.", "None."])
     assert [line["reference"] for line in lines] == ["One.", "Two.", "Three.", "Four."]
@@ -449,21 +446,21 @@ def test_lines_of_one_prompt_are_one_with_all_their_references(checkpoint: Calla
 def test_an_answer_that_was_cut_is_compared_with_nothing(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     rows = [{"instruction": "Hi", "output": "Hello"}, {"instruction": "Hi", "output": "rain " * 200}]
     data = prepared(
-        bare(checkpoint("qwen2")), written(tmp_path / "rows.jsonl", rows), metrics=("exact_match",), max_length=60
+        bare(checkpoint("qwen2")), rows_file(tmp_path / "rows.jsonl", rows), metrics=("exact_match",), max_length=60
     )
     assert data.scoring is not None
     assert ["reference" in line for line in data.scoring.lines(data.train[:], ["", ""])] == [True, False]
 
 
 def test_a_run_measures_its_answers_and_predicts_them(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
-    file = written(tmp_path / "rows.jsonl", [{"instruction": "Say so.", "output": "So."}] * 4)
+    file = rows_file(tmp_path / "rows.jsonl", [{"instruction": "Say so.", "output": "So."}] * 4)
     outcome = ftcore.run(
         method="full", task="causal", model="qwen", checkpoint=checkpoint("qwen2"), data=file, eval_data=file,
         steps=30, lr=0.01, output=tmp_path / "run", causal={"metrics": ["exact_match", "chrf"], "max_new_tokens": 8},
     )  # fmt: skip
     assert (outcome.before["exact_match"], outcome.metrics["exact_match"]) == (0, 100)
     assert outcome.metrics["chrf"] == pytest.approx(100)
-    asked = written(tmp_path / "asked.jsonl", [{"instruction": "Say so."}])
+    asked = rows_file(tmp_path / "asked.jsonl", [{"instruction": "Say so."}])
     said = tmp_path / "said.jsonl"
     cli.main(["predict", str(tmp_path / "run"), "--data", str(asked), "--output", str(said)], standalone_mode=False)
     assert json.loads(said.read_text(encoding="utf-8"))["prediction"] == "So."

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ftcore
 import pytest
 import torch
-from ftcore.hooks import Data, Loaded, Run
+from ftcore.hooks import Run
 from ftcore.pipeline import predict_run
 from ftcore.progress import Silent
 from ftcore.settings import Settings
 from ftcore.testing import task_checks
+from ftcore.testing.stage import rows_file
 from ftcore_bert import Bert
 from ftcore_classify import Classify
 from ftcore_classify.scores import scored
-from wordpieces import encoder
+from wordpieces import encoder, labelled
 
 Row = dict[str, Any]
 ONE: list[Row] = [
@@ -34,29 +36,13 @@ MANY: list[Row] = [
     {"text": "He smiled at her.", "labels": []},
     {"text": "The rain and the hill.", "labels": ["hill"]},
 ]
-
-
-def written(file: Path, rows: Sequence[Row]) -> Path:
-    """A JSONL file with these rows."""
-    file.write_text("".join(json.dumps(one, ensure_ascii=False) + "\n" for one in rows), encoding="utf-8")
-    return file
+prepared = partial(labelled, Classify, "sequence-classification")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny BERT that reads pieces of words and was published with another head."""
     return encoder(tmp_path_factory.mktemp("bert"), "bert", "masked-lm")
-
-
-def prepared(
-    folder: Path, file: Path, own: Mapping[str, Any] = {}, intent: Any = "train", **keys: Any
-) -> tuple[Loaded, Data]:
-    """The model with the labels that the rows decide, and the rows."""
-    data = {"data": (str(file),)} if intent == "train" else {"eval_data": (str(file),)}
-    run = Run(Settings(checkpoint=str(folder), **{**data, **keys}), intent, "sequence-classification")
-    task = Classify(**{**own, **(Classify(**own).fill_options(run) or {})}) if intent == "train" else Classify(**own)
-    loaded = Bert().load_model(run, task.load_kwargs() or {})
-    return loaded, task.prepare_data(run, loaded)
 
 
 # --- labels ----------------------------------------------------------------------------------------------
@@ -74,7 +60,7 @@ def prepared(
 def test_the_training_rows_decide_the_labels(
     rows: list[Row], labels: tuple[str, ...], several: str, tmp_path: Path
 ) -> None:
-    run = Run(Settings(data=(str(written(tmp_path / "rows.jsonl", rows)),)), "plan", "sequence-classification")
+    run = Run(Settings(data=(str(rows_file(tmp_path / "rows.jsonl", rows)),)), "plan", "sequence-classification")
     assert Classify().fill_options(run) == {"labels": labels, "multi_label": several}
     told = Classify(labels=labels, multi_label=several).load_kwargs()  # type: ignore[arg-type]
     assert told is not None
@@ -85,21 +71,21 @@ def test_the_training_rows_decide_the_labels(
 def test_given_labels_keep_their_order_and_name_the_numbers_of_the_rows(folder: Path, tmp_path: Path) -> None:
     rows = [{"text": "The cat sat.", "label": 1}, {"text": "The dog ran.", "label": 0}]
     own = {"labels": ("finance", "animals", "sport")}
-    loaded, data = prepared(folder, written(tmp_path / "rows.jsonl", rows), own)
+    loaded, data = prepared(folder, rows_file(tmp_path / "rows.jsonl", rows), own)
     assert [row.labels for row in data.train] == [(1,), (0,)]
     assert loaded.model.config.id2label == {0: "finance", 1: "animals", 2: "sport"}  # type: ignore[union-attr]
     with pytest.raises(ftcore.Refused, match=r"rows\.jsonl:1: label is '3', which is none of finance, animals, sport"):
-        prepared(folder, written(tmp_path / "rows.jsonl", [{"text": "x y", "label": 3}]), own)
+        prepared(folder, rows_file(tmp_path / "rows.jsonl", [{"text": "x y", "label": 3}]), own)
 
 
 def test_a_label_that_no_training_row_has_is_refused_by_its_line(folder: Path, tmp_path: Path) -> None:
-    held = written(tmp_path / "held.jsonl", [ONE[0], {"text": "The rain.", "label": "rain"}])
+    held = rows_file(tmp_path / "held.jsonl", [ONE[0], {"text": "The rain.", "label": "rain"}])
     with pytest.raises(ftcore.Refused, match=r"held\.jsonl:2: label is 'rain', which is none of cat, dog, man"):
-        prepared(folder, written(tmp_path / "rows.jsonl", ONE), eval_data=(str(held),))
+        prepared(folder, rows_file(tmp_path / "rows.jsonl", ONE), eval_data=(str(held),))
 
 
 def test_several_labels_where_one_is_asked_for_are_refused_by_their_line(folder: Path, tmp_path: Path) -> None:
-    file = written(tmp_path / "rows.jsonl", MANY)
+    file = rows_file(tmp_path / "rows.jsonl", MANY)
     with pytest.raises(ftcore.Refused, match=r"rows\.jsonl:1: label has 2 entries"):
         prepared(folder, file, {"multi_label": "no"})
 
@@ -115,7 +101,7 @@ def test_columns_of_a_table_are_read(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_row_reads_as_the_tokenizer_lays_out_its_texts(folder: Path, tmp_path: Path) -> None:
-    loaded, data = prepared(folder, written(tmp_path / "rows.jsonl", ONE))
+    loaded, data = prepared(folder, rows_file(tmp_path / "rows.jsonl", ONE))
     tokenizer: Any = loaded.tokenizer
     for row in data.train:
         wanted = tokenizer(*filter(None, (row.text, row.second)), return_token_type_ids=True)
@@ -128,7 +114,7 @@ def test_long_texts_are_cut_as_transformers_cuts_them_and_counted(length: int, f
     short, long = "The cat sat.", "The dog ran over the hill to find its ball and the old man."
     pairs = [(long, ""), (short, long), (long, short), (long, long)]
     rows = [{"text": a, "label": 0} if not b else {"text1": a, "text2": b, "label": 0} for a, b in pairs]
-    loaded, data = prepared(folder, written(tmp_path / "rows.jsonl", rows), max_length=length)
+    loaded, data = prepared(folder, rows_file(tmp_path / "rows.jsonl", rows), max_length=length)
     tokenizer: Any = loaded.tokenizer
     assert data.counts["rows_cut"] == sum(row.size == length for row in data.train)
     for row, (a, b) in zip(data.train, pairs, strict=True):
@@ -141,7 +127,7 @@ def test_long_texts_are_cut_as_transformers_cuts_them_and_counted(length: int, f
 
 @pytest.mark.parametrize("rows", [ONE, MANY], ids=["one", "many"])
 def test_the_loss_is_transformers_own(rows: list[Row], folder: Path, tmp_path: Path) -> None:
-    loaded, data = prepared(folder, written(tmp_path / "rows.jsonl", rows))
+    loaded, data = prepared(folder, rows_file(tmp_path / "rows.jsonl", rows))
     for batch in (data.collate(list(data.train)), data.collate([data.train[0]])):
         labels = batch.targets["labels"]
         with torch.no_grad():
@@ -150,7 +136,7 @@ def test_the_loss_is_transformers_own(rows: list[Row], folder: Path, tmp_path: P
 
 
 def test_a_batch_of_several_labels_without_targets_costs_nothing(folder: Path, tmp_path: Path) -> None:
-    loaded, data = prepared(folder, written(tmp_path / "rows.jsonl", MANY))
+    loaded, data = prepared(folder, rows_file(tmp_path / "rows.jsonl", MANY))
     made = data.collate(list(data.train))
     idle = ftcore.Batch(made.inputs, {"labels": made.targets["labels"].clone().fill_(-100)}, 0.0, 0)
     with torch.no_grad():
@@ -198,14 +184,14 @@ def test_figures_of_several_labels_are_scikit_learns() -> None:
 @pytest.mark.parametrize("rows", [ONE, MANY], ids=["one", "many"])
 def test_a_run_learns_is_evaluated_and_predicts(kind: str, rows: list[Row], tmp_path: Path) -> None:
     base, output = encoder(tmp_path / "base", kind, "masked-lm"), tmp_path / "run"
-    file = written(tmp_path / "rows.jsonl", rows)
+    file = rows_file(tmp_path / "rows.jsonl", rows)
     done = ftcore.run(
         method="lora", task="classify", model="bert", checkpoint=base, data=file, eval_data=file, steps=40, lr=1e-2,
         output=output,
     )  # fmt: skip
     assert done.metrics["loss"] < done.before["loss"]
     bare = [{name: value for name, value in row.items() if not name.startswith("label")} for row in rows]
-    asked = written(tmp_path / "bare.jsonl", bare)
+    asked = rows_file(tmp_path / "bare.jsonl", bare)
     assert predict_run(output, [str(asked)], tmp_path / "answers.jsonl", Silent()) == len(rows)
     lines = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text(encoding="utf-8").splitlines()]
     right = [row.get("label", sorted(row.get("labels", []))) for row in rows]

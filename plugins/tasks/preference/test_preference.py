@@ -23,6 +23,7 @@ from ftcore.progress import Silent
 from ftcore.seeds import seeded
 from ftcore.settings import Settings
 from ftcore.testing import task_checks
+from ftcore.testing.stage import rows_file
 from ftcore_lora import LoRA
 from ftcore_preference import Preference
 from ftcore_preference.answers import BETTER, STRANGE, WORSE, Answers, said
@@ -52,13 +53,6 @@ TURNS = [
 BETTERS = [(-4.0, 4, -5.0), (-9.5, 3, -9.0), (-2.0, 8, -7.5)]
 WORSES = [(-6.0, 5, -4.0), (-3.0, 2, -3.5), (-12.0, 6, -12.0)]
 STRANGES = [(-3.0, 4, -5.0), (-6.0, 3, -5.5), (-8.0, 6, -9.0)]
-
-
-def written(folder: Path, rows: Sequence[object]) -> Path:
-    """A JSONL file with these rows."""
-    file = folder / "rows.jsonl"
-    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    return file
 
 
 def prepared(loaded: Loaded, file: Path, task: Preference, intent: Intent = "train", **keys: Any) -> Data:
@@ -207,7 +201,7 @@ def tried(checkpoint: Callable[..., Path], tmp_path: Path) -> Callable[[Preferen
 
     def prepare(task: Preference, **keys: Any) -> tuple[Any, Data, Any]:
         loaded = ftcore.load("qwen", checkpoint=checkpoint("qwen2"))
-        return loaded, prepared(loaded, written(tmp_path, PAIRS), task, **keys), unlike(loaded)
+        return loaded, prepared(loaded, rows_file(tmp_path / "rows.jsonl", PAIRS), task, **keys), unlike(loaded)
 
     return prepare
 
@@ -253,7 +247,7 @@ def test_trl_says_the_same_of_kto(checkpoint: Callable[..., Path], tmp_path: Pat
     loaded = ftcore.load("qwen", checkpoint=checkpoint("qwen2"))
     model: Any = loaded.model  # which says every answer likelier than the reference, so that the common reward counts
     task = Preference(loss="kto", beta=0.3, undesirable_weight=0.8)
-    data = prepared(replace(loaded, model=unlike(loaded)), written(tmp_path, PAIRS), task)
+    data = prepared(replace(loaded, model=unlike(loaded)), rows_file(tmp_path / "rows.jsonl", PAIRS), task)
     rows: list[Answers] = list(data.train)
     own, strange = zip(*(list(row.documents) for row in rows), strict=True)
     batch: dict[str, Any] = padded(own) | {f"KL_{name}": tensor for name, tensor in padded(strange).items()}
@@ -275,7 +269,7 @@ def test_exactly_the_last_answer_and_its_stop_token_are_scored(checkpoint: Calla
     loaded = ftcore.load("qwen", checkpoint=checkpoint("qwen2"))
     row = {"messages": TURNS, "chosen": {"role": "assistant", "content": "By the door.\n"}, "rejected": "No. 不"}
     row["rejected"] = {"role": "assistant", "content": row["rejected"]}
-    data = prepared(loaded, written(tmp_path, [row]), Preference())
+    data = prepared(loaded, rows_file(tmp_path / "rows.jsonl", [row]), Preference())
     read: Answers = data.train[0]
     for (ids, labels), answer in zip(read.documents, ("By the door.", "No. 不"), strict=True):
         taught = ids[labels != IGNORED]
@@ -296,11 +290,11 @@ def test_transcripts_ranked_answers_and_judged_answers_are_read(
         {"chosen": "\n\nHuman: Hi\n\nAssistant: Hello!", "rejected": "\n\nHuman: Hi\n\nAssistant: Go."},
         {"instruction": "Add.", "input": "1 + 1", "output": ["It is 2.", "Maybe 2.", "No."]},
     ]
-    data = prepared(loaded, written(tmp_path, rows), Preference())
+    data = prepared(loaded, rows_file(tmp_path / "rows.jsonl", rows), Preference())
     assert [row.texts for row in data.train] == [("Hello!", "Go."), ("It is 2.", "No.")]
     judged = [{"messages": [*TURNS, {"role": "assistant", "content": "Here."}], "label": True}]
     judged += [{"prompt": "Hi", "completion": "Go.", "label": False}, PAIRS[0]]
-    data = prepared(loaded, written(tmp_path, judged), Preference(loss="kto"))
+    data = prepared(loaded, rows_file(tmp_path / "rows.jsonl", judged), Preference(loss="kto"))
     assert [(row.texts[0], row.worth[0]) for row in data.train] == [
         ("Here.", BETTER), ("Go.", WORSE), ("The cat is by the door.", BETTER), ("No.", WORSE),
     ]  # fmt: skip
@@ -318,7 +312,7 @@ def test_pairs_that_cannot_be_compared_are_refused_by_line(checkpoint: Callable[
         {"prompt": "Hi", "chosen": "Hello!"},
         {"prompt": "Hi", "completion": "Hello!", "label": True},
     ]
-    file = written(tmp_path, rows)
+    file = rows_file(tmp_path / "rows.jsonl", rows)
     with pytest.raises(ftcore.Refused) as refused:
         prepared(loaded, file, Preference(), max_length=100)
     for told in (
@@ -362,7 +356,7 @@ def test_packed_answers_cost_what_padded_ones_do(kind: Kind, tried: Callable[...
 
 def run(task: Preference, checkpoint: Callable[..., Path], folder: Path, method: Any = "lora", **keys: Any) -> Any:
     """A short run on the pairs, which are held out too."""
-    file = str(written(folder, PAIRS))
+    file = str(rows_file(folder / "rows.jsonl", PAIRS))
     given: dict[str, Any] = {"steps": 4, "lr": 1e-2, "batch_size": 3, "warmup_steps": 0, **keys}
     given |= {"data": file, "eval_data": file, "checkpoint": checkpoint("qwen2"), "model": "qwen", "task": task}
     return ftcore.run(method=method, output=folder / "run", **given)
@@ -412,7 +406,11 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(
 
 def test_a_plan_computes_no_reference(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     planned = ftcore.plan(
-        method="lora", task="preference", model="qwen", checkpoint=checkpoint("qwen2"), data=written(tmp_path, PAIRS)
+        method="lora",
+        task="preference",
+        model="qwen",
+        checkpoint=checkpoint("qwen2"),
+        data=rows_file(tmp_path / "rows.jsonl", PAIRS),
     )
     assert planned.rows == len(PAIRS)
     assert not planned.refused
@@ -423,7 +421,7 @@ def test_a_finished_run_tells_the_reward_of_any_answer(checkpoint: Callable[...,
     folder = tmp_path / "more"
     folder.mkdir()
     asked = [PAIRS[0], {"prompt": "Hi", "completion": "Hello!"}, {"prompt": "Hi", "completion": "Go.", "label": False}]
-    file = written(folder, asked)
+    file = rows_file(folder / "rows.jsonl", asked)
     assert pipeline.predict_run(tmp_path / "run", [str(file)], folder / "out.jsonl", Silent()) == 3
     pair, one, judged = (json.loads(line) for line in (folder / "out.jsonl").read_text("utf-8").splitlines())
     assert pair["prediction"] == "chosen"

@@ -21,7 +21,7 @@ from ftcore.hooks import Data, Intent, Loaded, Run
 from ftcore.progress import Silent
 from ftcore.settings import Settings
 from ftcore.testing import task_checks
-from ftcore.testing.stage import tiny_tokenizer
+from ftcore.testing.stage import rows_file, tiny_tokenizer
 from ftcore_qwen import Qwen
 from ftcore_reward import Reward, figures, lines
 from ftcore_reward.answers import Answers
@@ -40,13 +40,6 @@ PAIRS = [
         ("rain", "over the hill now", "Out.", 0),
     )
 ]
-
-
-def written(folder: Path, rows: Sequence[object]) -> Path:
-    """A JSONL file with these rows."""
-    file = folder / "rows.jsonl"
-    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    return file
 
 
 @pytest.fixture
@@ -74,7 +67,7 @@ def alone(model: Any, rows: Sequence[Answers]) -> list[list[float]]:
 
 
 def test_a_pair_costs_what_the_scores_at_the_last_tokens_say(base: Loaded, tmp_path: Path) -> None:
-    file = written(tmp_path, PAIRS)
+    file = rows_file(tmp_path / "rows.jsonl", PAIRS)
     for task in (Reward(), Reward(margin="margin"), Reward(center=0.2)):
         data = prepared(base, file, task)
         read: Sequence[Any] = list(data.train)
@@ -94,7 +87,7 @@ def test_a_pair_costs_what_the_scores_at_the_last_tokens_say(base: Loaded, tmp_p
 def test_trl_says_the_same_of_a_batch(base: Loaded, tmp_path: Path) -> None:
     from trl import RewardTrainer
 
-    data = prepared(base, written(tmp_path, PAIRS), Reward(margin="margin", center=0.1))
+    data = prepared(base, rows_file(tmp_path / "rows.jsonl", PAIRS), Reward(margin="margin", center=0.1))
     batch = data.collate(list(data.train))
     # TRL has the better answers first, then the worse ones.
     inputs = {name: torch.cat([tensor[0::2], tensor[1::2]]) for name, tensor in batch.inputs.items()}
@@ -127,7 +120,7 @@ def test_rows_that_cannot_be_compared_are_refused_by_line(base: Loaded, tmp_path
         {**PAIRS[0], "margin": "much"},
         {"prompt": "Hi", "chosen": "Hello!", "rejected": "Go."},
     ]
-    file = written(tmp_path, rows)
+    file = rows_file(tmp_path / "rows.jsonl", rows)
     with pytest.raises(ftcore.Refused) as refused:
         prepared(base, file, Reward(margin="margin"), max_length=100)
     for told in (
@@ -146,7 +139,7 @@ def test_a_tokenizer_that_knows_pairs_of_texts_reads_question_and_answer_as_one(
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing("<|im_start|> $A <|im_end|>", both, marks)
     loaded = replace(base, tokenizer=tokenizer)
     row = {"prompt": "Hi", "chosen": "Hello! " * 20, "rejected": "Go."}
-    data = prepared(loaded, written(tmp_path, [row]), Reward(), max_length=30)
+    data = prepared(loaded, rows_file(tmp_path / "rows.jsonl", [row]), Reward(), max_length=30)
     read: Any = data.train[0]
     (better, first), (worse, second) = read.documents
     assert tokenizer.decode(worse.tolist()) == "<|im_start|>Hi<|im_end|>Go.<|im_end|>"
@@ -159,14 +152,14 @@ def test_a_tokenizer_that_knows_pairs_of_texts_reads_question_and_answer_as_one(
         second.tolist() + [0] * (30 - len(second)),
     ]
     with pytest.raises(ftcore.Refused, match=r"its first 30 hold no answer"):
-        prepared(loaded, written(tmp_path, [{**row, "prompt": "Hi " * 40}]), Reward(), max_length=30)
+        prepared(loaded, rows_file(tmp_path / "rows.jsonl", [{**row, "prompt": "Hi " * 40}]), Reward(), max_length=30)
     with pytest.raises(ftcore.Refused, match=r"holds the special token '<\|im_end\|>' as text"):
-        prepared(loaded, written(tmp_path, [{**row, "prompt": "<|im_end|>"}]), Reward())
+        prepared(loaded, rows_file(tmp_path / "rows.jsonl", [{**row, "prompt": "<|im_end|>"}]), Reward())
 
 
 def run(checkpoint: Callable[..., Path], folder: Path, **keys: Any) -> Any:
     """A short run on the pairs, which are held out too."""
-    file = str(written(folder, PAIRS))
+    file = str(rows_file(folder / "rows.jsonl", PAIRS))
     given: dict[str, Any] = {"steps": 6, "lr": 2e-2, "batch_size": 3, "warmup_steps": 0, "save_every": 2, **keys}
     given |= {"data": file, "eval_data": file, "checkpoint": checkpoint("qwen2"), "model": "qwen", "task": "reward"}
     return ftcore.run(method="lora", output=folder / "run", **given)
@@ -192,7 +185,7 @@ def test_a_run_learns_resumes_merges_and_scores_single_answers(checkpoint: Calla
 def _scores_agree(output: Path, folder: Path) -> None:
     """What the run predicts is what plain transformers makes of the merged model."""
     (folder / "more").mkdir()
-    file = written(folder / "more", [PAIRS[0], {"prompt": "Hi", "completion": "Hello!"}])
+    file = rows_file(folder / "more" / "rows.jsonl", [PAIRS[0], {"prompt": "Hi", "completion": "Hello!"}])
     assert pipeline.predict_run(output, [str(file)], folder / "out.jsonl", Silent()) == 2
     pair, one = (json.loads(line) for line in (folder / "out.jsonl").read_text("utf-8").splitlines())
     assert pair["prediction"] == "chosen"

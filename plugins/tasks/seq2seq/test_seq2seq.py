@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from ftcore.generation import generate
 from ftcore.hooks import Data, Loaded, Run
 from ftcore.settings import Settings
 from ftcore.testing import task_checks
-from ftcore.testing.stage import tiny_checkpoint
+from ftcore.testing.stage import rows_file, tiny_checkpoint
 from ftcore_seq2seq import Seq2Seq
 from ftcore_seq2seq.rows import writer_of
 from ftcore_seq2seq.scoring import Search, score, written
@@ -59,12 +58,6 @@ def around(loaded: Loaded, template: str) -> Loaded:
 TYPES = ("mt5", "t5", "bart")
 
 
-def kept(file: Path, rows: Sequence[Row]) -> Path:
-    """A JSONL file with these rows."""
-    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    return file
-
-
 def prepared(loaded: Loaded, data: Path, said: list[str] | None = None, own: Row | None = None, **keys: Any) -> Data:
     """The task's rows for a run on `data`; `own` are its options."""
     say = (lambda line: None) if said is None else said.append
@@ -76,7 +69,7 @@ def prepared(loaded: Loaded, data: Path, said: list[str] | None = None, own: Row
 @pytest.mark.parametrize("model_type", TYPES)
 def test_the_loss_is_transformers_own(model_type: str, tmp_path: Path) -> None:
     loaded = read_by(model_type)
-    data = prepared(loaded, kept(tmp_path / "rows.jsonl", PAIRS))
+    data = prepared(loaded, rows_file(tmp_path / "rows.jsonl", PAIRS))
     model: Any = loaded.model
     for rows in (list(data.train)[:1], list(data.train)):
         batch = data.collate(rows)
@@ -93,7 +86,7 @@ def test_the_decoder_hears_what_the_model_makes_of_the_labels(model_type: str, t
     """A token that the tokenizer puts before a text is heard, and not learned."""
     loaded = read_by(model_type)
     model, tokenizer = loaded.model, loaded.tokenizer
-    for row, output in zip(prepared(loaded, kept(tmp_path / "rows.jsonl", PAIRS)).train, OUTPUTS, strict=True):
+    for row, output in zip(prepared(loaded, rows_file(tmp_path / "rows.jsonl", PAIRS)).train, OUTPUTS, strict=True):
         whole = tokenizer(output)["input_ids"]
         end = [] if whole[-1:] == [tokenizer.eos_token_id] else [tokenizer.eos_token_id]
         heard = model.prepare_decoder_input_ids_from_labels(torch.tensor([whole + end]))
@@ -105,7 +98,7 @@ def test_the_decoder_hears_what_the_model_makes_of_the_labels(model_type: str, t
 @pytest.mark.parametrize("model_type", TYPES)
 def test_what_is_read_is_what_the_tokenizer_makes_of_the_input(model_type: str, tmp_path: Path) -> None:
     loaded = read_by(model_type)
-    data = prepared(loaded, kept(tmp_path / "rows.jsonl", PAIRS), own={"prefix": "say: "})
+    data = prepared(loaded, rows_file(tmp_path / "rows.jsonl", PAIRS), own={"prefix": "say: "})
     for row, pair in zip(data.train, PAIRS, strict=True):
         text = "\n".join(list(pair.values())[:-1])
         assert row.input_ids.tolist() == loaded.tokenizer(f"say: {text}")["input_ids"]
@@ -114,7 +107,7 @@ def test_what_is_read_is_what_the_tokenizer_makes_of_the_input(model_type: str, 
 @pytest.mark.parametrize("model_type", TYPES)
 def test_supervised_tokens_read_as_the_outputs_and_their_end(model_type: str, tmp_path: Path) -> None:
     loaded = read_by(model_type)
-    data = prepared(loaded, kept(tmp_path / "rows.jsonl", PAIRS))
+    data = prepared(loaded, rows_file(tmp_path / "rows.jsonl", PAIRS))
     taught = [row.labels[row.labels != IGNORED].tolist() for row in data.train]
     assert [loaded.tokenizer.decode(ids) for ids in taught] == [f"{output}<|im_end|>" for output in OUTPUTS]
     assert data.counts["supervised_tokens"] == sum(map(len, taught)) == data.collate(data.train).weight
@@ -128,7 +121,7 @@ def test_supervised_tokens_read_as_the_outputs_and_their_end(model_type: str, tm
 @pytest.mark.parametrize("model_type", TYPES)
 def test_a_long_input_is_cut_before_its_end_and_counted(model_type: str, tmp_path: Path) -> None:
     loaded = read_by(model_type)
-    file = kept(tmp_path / "rows.jsonl", [*PAIRS, {"input": "rain " * 200, "output": "No."}])
+    file = rows_file(tmp_path / "rows.jsonl", [*PAIRS, {"input": "rain " * 200, "output": "No."}])
     data = prepared(loaded, file, max_length=100)
     assert (data.counts["rows"], data.counts["rows_cut"], data.counts["rows_left_out"]) == (6, 1, 0)
     whole = loaded.tokenizer("rain " * 200)["input_ids"]
@@ -138,7 +131,7 @@ def test_a_long_input_is_cut_before_its_end_and_counted(model_type: str, tmp_pat
 
 def test_an_output_that_is_too_long_is_refused_by_file_and_line_or_counted(tmp_path: Path) -> None:
     loaded = read_by("t5")
-    file = kept(tmp_path / "rows.jsonl", [PAIRS[0], {"input": "Rain?", "output": "rain " * 60}])
+    file = rows_file(tmp_path / "rows.jsonl", [PAIRS[0], {"input": "Rain?", "output": "rain " * 60}])
     for own, keys in (({"max_target_length": 40}, {}), ({}, {"max_length": 40})):
         with pytest.raises(ftcore.Refused, match=r"rows\.jsonl:2: output has \d+ tokens, more than 40; shorten it"):
             prepared(loaded, file, own=own, **keys)
@@ -150,17 +143,17 @@ def test_an_output_that_is_too_long_is_refused_by_file_and_line_or_counted(tmp_p
 
 def test_an_output_just_as_long_as_it_may_be_is_whole(tmp_path: Path) -> None:
     loaded = read_by("bart")
-    row = prepared(loaded, kept(tmp_path / "rows.jsonl", PAIRS[1:2])).train[0]
+    row = prepared(loaded, rows_file(tmp_path / "rows.jsonl", PAIRS[1:2])).train[0]
     length = len(row.labels)
-    again = prepared(loaded, kept(tmp_path / "rows.jsonl", PAIRS[1:2]), own={"max_target_length": length}).train[0]
+    again = prepared(loaded, rows_file(tmp_path / "rows.jsonl", PAIRS[1:2]), own={"max_target_length": length}).train[0]
     assert again.identity() == row.identity()
     with pytest.raises(ftcore.Refused, match=f"output has {length} tokens, more than {length - 1}"):
-        prepared(loaded, kept(tmp_path / "rows.jsonl", PAIRS[1:2]), own={"max_target_length": length - 1})
+        prepared(loaded, rows_file(tmp_path / "rows.jsonl", PAIRS[1:2]), own={"max_target_length": length - 1})
 
 
 def test_of_several_outputs_the_first_is_learned_and_all_are_references(tmp_path: Path) -> None:
     loaded = read_by("t5")
-    file = kept(tmp_path / "rows.jsonl", [{"input": "Where?", "output": ["Here.", "By the door."]}, PAIRS[4]])
+    file = rows_file(tmp_path / "rows.jsonl", [{"input": "Where?", "output": ["Here.", "By the door."]}, PAIRS[4]])
     data = prepared(loaded, file, eval_data=(str(file),))
     taught = [loaded.tokenizer.decode(row.labels.tolist()) for row in data.train]
     assert taught == ["Here.<|im_end|>", "2<|im_end|>"]
@@ -176,7 +169,7 @@ def test_of_several_outputs_the_first_is_learned_and_all_are_references(tmp_path
 def test_an_input_alone_is_answered_and_not_scored(tmp_path: Path) -> None:
     loaded = read_by("t5")
     rows = [{"source": "The cat sat."}, {"instruction": "Where?", "input": "Here."}, PAIRS[4]]
-    file = kept(tmp_path / "rows.jsonl", rows)
+    file = rows_file(tmp_path / "rows.jsonl", rows)
     run = Run(Settings(eval_data=(str(file),)), "predict", "seq2seq-lm")
     data = Seq2Seq(max_new_tokens=5).prepare_data(run, loaded)
     assert data.scoring is not None
@@ -215,7 +208,7 @@ def test_records_of_one_input_are_references_of_one_another() -> None:
     ],
 )
 def test_a_row_that_is_no_pair_is_refused_by_file_and_line(row: Row, told: str, tmp_path: Path) -> None:
-    file = kept(tmp_path / "rows.jsonl", [PAIRS[0], row])
+    file = rows_file(tmp_path / "rows.jsonl", [PAIRS[0], row])
     with pytest.raises(ftcore.Refused, match=rf"rows\.jsonl:2: {told}"):
         prepared(read_by("t5"), file)
 
@@ -225,7 +218,7 @@ def test_marks_of_left_out_spans_are_tokens_only_where_they_are_asked_for(tmp_pa
     loaded.tokenizer.add_special_tokens({"extra_special_tokens": ["<extra_id_0>", "<extra_id_1>"]})
     loaded = Loaded(**{**vars(loaded), "vocab_size": len(loaded.tokenizer)})
     rows = [{"input": "The <extra_id_0> sat.", "output": "<extra_id_0> cat <extra_id_1>"}]
-    file = kept(tmp_path / "rows.jsonl", rows)
+    file = rows_file(tmp_path / "rows.jsonl", rows)
     with pytest.raises(ftcore.Refused, match="input holds the special token '<extra_id_0>' as text"):
         prepared(loaded, file)
     row = prepared(loaded, file, own={"sentinels": True}).train[0]
@@ -235,7 +228,7 @@ def test_marks_of_left_out_spans_are_tokens_only_where_they_are_asked_for(tmp_pa
 
 
 def test_an_end_is_the_tokenizers_or_the_models_and_without_one_or_a_begin_it_is_refused(tmp_path: Path) -> None:
-    file, loaded = kept(tmp_path / "rows.jsonl", PAIRS), read_by("t5")
+    file, loaded = rows_file(tmp_path / "rows.jsonl", PAIRS), read_by("t5")
     with pytest.raises(ftcore.Refused, match=r"has no tokenizer; add its tokenizer\.json"):
         prepared(Loaded(**{**vars(loaded), "tokenizer": None}), file)
     loaded.tokenizer.eos_token = None
@@ -258,7 +251,7 @@ def test_what_is_written_is_what_plain_transformers_writes_of_each_input_alone(
 ) -> None:
     loaded = read_by(model_type)
     model: Any = loaded.model
-    data = prepared(loaded, kept(tmp_path / "rows.jsonl", PAIRS))
+    data = prepared(loaded, rows_file(tmp_path / "rows.jsonl", PAIRS))
     writer = writer_of(loaded, 100, None, "", False)
     rows = list(data.train)
     found = written(model, rows, writer, Search(**beams, max_new_tokens=12))
@@ -276,7 +269,7 @@ def test_what_is_written_is_what_plain_transformers_writes_of_each_input_alone(
 def test_a_probe_is_answered_by_what_the_decoder_says(tmp_path: Path) -> None:
     loaded = read_by("t5")
     model: Any = loaded.model
-    probe = prepared(loaded, kept(tmp_path / "rows.jsonl", PAIRS)).probes[0]
+    probe = prepared(loaded, rows_file(tmp_path / "rows.jsonl", PAIRS)).probes[0]
     said = model.generate(input_ids=torch.tensor([probe.input_ids]), max_new_tokens=9, do_sample=False)[0]
     wanted = loaded.tokenizer.decode(said, skip_special_tokens=True).strip()
     assert generate(model, loaded.tokenizer, probe.input_ids, loaded.stop_ids, 9) == wanted != ""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,17 @@ import ftcore
 import pytest
 import torch
 from ftcore.batches import IGNORED
-from ftcore.hooks import Data, Loaded, Run
+from ftcore.hooks import Run
 from ftcore.pipeline import predict_run
 from ftcore.progress import Silent
 from ftcore.settings import Settings
 from ftcore.testing import task_checks
-from ftcore.testing.stage import tiny_checkpoint
+from ftcore.testing.stage import rows_file, tiny_checkpoint
 from ftcore_bert import Bert
 from ftcore_token_classify import TokenClassify
 from ftcore_token_classify.entities import completed, entities
 from ftcore_token_classify.scores import scored
-from wordpieces import encoder
+from wordpieces import encoder, labelled
 
 Row = dict[str, Any]
 SHARED = Path(__file__).resolve().parents[4] / "shared" / "data"
@@ -36,30 +37,13 @@ MARKED: Row = {
     "entities": [{"start": 0, "end": 4, "label": "PER"}, {"start": 36, "end": 38, "label": "LOC"}],
 }
 LABELS = ("B-LOC", "B-PER", "I-LOC", "I-PER", "O")
-
-
-def written(file: Path, rows: Sequence[Row]) -> Path:
-    """A JSONL file with these rows."""
-    file.write_text("".join(json.dumps(one, ensure_ascii=False) + "\n" for one in rows), encoding="utf-8")
-    return file
+prepared = partial(labelled, TokenClassify, "token-classification")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny BERT that reads pieces of words and was published with another head."""
     return encoder(tmp_path_factory.mktemp("bert"), "bert", "masked-lm")
-
-
-def prepared(
-    folder: Path, file: Path, own: Mapping[str, Any] = {}, intent: Any = "train", **keys: Any
-) -> tuple[Loaded, Data]:
-    """The model with the labels that the rows decide, and the rows."""
-    data = {"data": (str(file),)} if intent == "train" else {"eval_data": (str(file),)}
-    run = Run(Settings(checkpoint=str(folder), **{**data, **keys}), intent, "token-classification")
-    task = TokenClassify(**own)
-    task = TokenClassify(**{**own, **(task.fill_options(run) or {})}) if intent == "train" else task
-    loaded = Bert().load_model(run, task.load_kwargs() or {})
-    return loaded, task.prepare_data(run, loaded)
 
 
 # --- words and tokens ------------------------------------------------------------------------------------
@@ -69,7 +53,7 @@ def test_a_label_stands_at_the_first_token_of_its_word_as_transformers_numbers_w
     folder: Path, tmp_path: Path
 ) -> None:
     for everywhere in (False, True):
-        loaded, data = prepared(folder, written(tmp_path / "rows.jsonl", ROWS), {"label_all_subwords": everywhere})
+        loaded, data = prepared(folder, rows_file(tmp_path / "rows.jsonl", ROWS), {"label_all_subwords": everywhere})
         tokenizer: Any = loaded.tokenizer
         for row, given in zip(data.train, ROWS, strict=True):
             read = tokenizer(given["tokens"], is_split_into_words=True)
@@ -84,7 +68,7 @@ def test_a_label_stands_at_the_first_token_of_its_word_as_transformers_numbers_w
 
 def test_words_for_a_tokenizer_of_bytes_are_read_as_in_running_text(tmp_path: Path) -> None:
     base = tiny_checkpoint("roberta", "token-classification", max_position_embeddings=512, type_vocab_size=1)
-    loaded, data = prepared(base, written(tmp_path / "rows.jsonl", [*ROWS, MARKED]))
+    loaded, data = prepared(base, rows_file(tmp_path / "rows.jsonl", [*ROWS, MARKED]))
     tokenizer: Any = loaded.tokenizer
     for row in data.train:
         assert tokenizer.decode(row.input_ids.tolist()).split() == row.text.split()
@@ -100,7 +84,7 @@ def test_each_word_of_a_long_sentence_is_learned_once_and_in_order(
 ) -> None:
     words = ["Lily", "sat", "by", "the", "door", "and", "looked", "."] * 9
     tags = ["B-PER", "O", "O", "O", "B-LOC", "O", "O", "O"] * 9
-    file = written(tmp_path / "rows.jsonl", [{"tokens": words, "tags": tags}, ROWS[1]])
+    file = rows_file(tmp_path / "rows.jsonl", [{"tokens": words, "tags": tags}, ROWS[1]])
     loaded, data = prepared(folder, file, {"stride": stride}, max_length=length, eval_data=(str(file),))
     rows = [row for row in data.train if row.place.endswith(":1")]
     assert [place for row in rows for place in row.places.tolist() if place >= 0] == list(range(len(words)))
@@ -120,7 +104,7 @@ def test_each_word_of_a_long_sentence_is_learned_once_and_in_order(
 
 
 def test_marked_texts_come_back_as_the_pieces_that_are_marked(folder: Path, tmp_path: Path) -> None:
-    _, data = prepared(folder, written(tmp_path / "rows.jsonl", [MARKED, *ROWS]), eval_share=0.0)
+    _, data = prepared(folder, rows_file(tmp_path / "rows.jsonl", [MARKED, *ROWS]), eval_share=0.0)
     row = data.train[0]
     assert row.text == MARKED["text"]
     assert data.scoring is not None
@@ -132,15 +116,15 @@ def test_marked_texts_come_back_as_the_pieces_that_are_marked(folder: Path, tmp_
 
 
 def test_numbers_are_named_by_the_labels_that_are_given(folder: Path, tmp_path: Path) -> None:
-    file = written(tmp_path / "rows.jsonl", [{"tokens": ["Lily", "ran"], "ner_tags": [1, 0]}])
+    file = rows_file(tmp_path / "rows.jsonl", [{"tokens": ["Lily", "ran"], "ner_tags": [1, 0]}])
     _, data = prepared(folder, file, {"labels": ("O", "B-PER", "I-PER")})
     assert data.train[0].right == (1, 0)
 
 
 def test_a_label_that_no_training_row_has_is_refused_by_its_line(folder: Path, tmp_path: Path) -> None:
-    held = written(tmp_path / "held.jsonl", [ROWS[0], {"tokens": ["x"], "tags": ["B-ORG"]}])
+    held = rows_file(tmp_path / "held.jsonl", [ROWS[0], {"tokens": ["x"], "tags": ["B-ORG"]}])
     with pytest.raises(ftcore.Refused, match=r"held\.jsonl:2: tags is 'B-ORG', which is none of B-LOC, B-PER"):
-        prepared(folder, written(tmp_path / "rows.jsonl", ROWS), eval_data=(str(held),))
+        prepared(folder, rows_file(tmp_path / "rows.jsonl", ROWS), eval_data=(str(held),))
 
 
 def test_labels_that_their_scheme_lacks_are_there_for_held_out_rows() -> None:
@@ -154,7 +138,7 @@ def test_labels_that_their_scheme_lacks_are_there_for_held_out_rows() -> None:
 
 
 def test_the_loss_is_transformers_own(folder: Path, tmp_path: Path) -> None:
-    loaded, data = prepared(folder, written(tmp_path / "rows.jsonl", ROWS))
+    loaded, data = prepared(folder, rows_file(tmp_path / "rows.jsonl", ROWS))
     batch = data.collate(list(data.train))
     with torch.no_grad():
         wanted = loaded.model(**batch.inputs, labels=batch.targets["labels"]).loss
@@ -211,7 +195,7 @@ def test_figures_of_entities_are_seqevals() -> None:
 @pytest.mark.parametrize("kind", ["bert", "distilbert"])
 def test_a_run_learns_is_evaluated_and_predicts(kind: str, tmp_path: Path) -> None:
     base, output = encoder(tmp_path / "base", kind, "masked-lm"), tmp_path / "run"
-    file = written(tmp_path / "rows.jsonl", [*ROWS, MARKED])
+    file = rows_file(tmp_path / "rows.jsonl", [*ROWS, MARKED])
     done = ftcore.run(
         method="lora", task="token-classify", model="bert", checkpoint=base, data=file, eval_data=file, steps=40,
         lr=1e-2, output=output,
@@ -219,7 +203,7 @@ def test_a_run_learns_is_evaluated_and_predicts(kind: str, tmp_path: Path) -> No
     assert done.metrics["loss"] < done.before["loss"]
     assert done.metrics["accuracy"] > done.before["accuracy"]
     bare = [{key: value for key, value in row.items() if key in ("tokens", "text")} for row in (*ROWS, MARKED)]
-    asked = written(tmp_path / "bare.jsonl", bare)
+    asked = rows_file(tmp_path / "bare.jsonl", bare)
     assert predict_run(output, [str(asked)], tmp_path / "answers.jsonl", Silent()) == len(bare)
     lines = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [line["words"] for line in lines[:3]] == [row["tokens"] for row in ROWS]
