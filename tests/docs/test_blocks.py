@@ -126,7 +126,7 @@ def install(folder: Path) -> None:
     importlib.invalidate_caches()
 
 
-SLOW = ("publish-a-plugin", "choose-a-method")  # they build a wheel, and train by several methods
+SLOW = ("add-a-family", "choose-a-method", "publish-a-plugin")  # the whole kit, several methods, a wheel
 
 
 @pytest.mark.parametrize(

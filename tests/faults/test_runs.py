@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import pytest
 
@@ -366,12 +366,14 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 # Kills
 
 
-def moments(count: int, seed: int) -> list[tuple[str, float]]:
-    """Half of them a share of the run's time, half a finished step and a little more."""
+def moments(count: int, seed: int, *, quick: int) -> list[Any]:
+    """In turns a share of the run's time, and a finished step and a little more; those after `quick` are slow."""
     draw = random.Random(seed)
-    by_time = [("time", draw.uniform(0, 1)) for _ in range(count - count // 2)]
-    by_step = [("step", draw.randrange(STEPS) + draw.uniform(0, 1)) for _ in range(count // 2)]
-    return by_time + by_step
+    drawn = (
+        ("step", draw.randrange(1, STEPS) + draw.uniform(0, 1)) if number % 2 else ("time", draw.uniform(0, 1))
+        for number in range(count)
+    )
+    return [pytest.param(*one, marks=[pytest.mark.slow] * (number >= quick)) for number, one in enumerate(drawn)]
 
 
 def interrupted(
@@ -396,7 +398,7 @@ def interrupted(
         kind, value = "time", value * 0.8 if kind == "time" else 0.5
 
 
-@pytest.mark.parametrize(("kind", "value"), moments(20, seed=1))
+@pytest.mark.parametrize(("kind", "value"), moments(30, seed=1, quick=8))
 def test_a_killed_run_ends_identically_with_the_same_command(
     server: Server, asked: Asked, whole: Uninterrupted, output: Path, kind: str, value: float
 ) -> None:
@@ -407,7 +409,7 @@ def test_a_killed_run_ends_identically_with_the_same_command(
     assert_same(output, whole)
 
 
-@pytest.mark.parametrize(("kind", "value"), moments(10, seed=2))
+@pytest.mark.parametrize(("kind", "value"), moments(10, seed=2, quick=4))
 def test_a_terminated_run_exits_75_loses_no_step_and_ends_identically(
     server: Server, asked: Asked, whole: Uninterrupted, output: Path, kind: str, value: float
 ) -> None:
