@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -206,9 +208,13 @@ def test_what_a_killed_run_left_behind_is_never_read(
         (folder / tables.ROWS).write_bytes(b"half")
         raise Killed
 
+    @contextmanager
+    def left_behind(prefix: str, dir: Path, **keys: Any) -> Iterator[str]:
+        yield tempfile.mkdtemp(prefix=prefix, dir=dir)  # nobody is left to tidy up
+
     with monkeypatch.context() as broken:
         broken.setattr("ftcore.rows.tables.write", write)
-        broken.setattr("shutil.rmtree", lambda *given, **keys: None)  # nor is anybody left to tidy up
+        broken.setattr("tempfile.TemporaryDirectory", left_behind)
         with pytest.raises(Killed):
             halves(loaded, data=(file,), cache=str(cache))
     assert kept(cache)
