@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,9 @@ from ftcore.directory import RUN_FILE
 from ftcore.discovery import declared_datum, sound
 from ftcore.errors import Refused
 from ftcore.generation import generate
+from ftcore.problems import BadRow
+from ftcore.rendering import Renderer
+from ftcore.shapes import Conversation, Message
 
 if TYPE_CHECKING:
     from ftcore.hooks import Loaded
@@ -61,11 +64,11 @@ def converse(
     tokenizer: Any = loaded.tokenizer
     if tokenizer is None or not tokenizer.chat_template:
         raise Refused("the tokenizer has no chat template; chat with a run of an instruction task, or with its merge")
+    renderer = Renderer(tokenizer, tuple(tokenizer.all_special_tokens))
     messages = [{"role": "system", "content": system}] if system else []
     for question in asked:
         messages.append({"role": "user", "content": question})
-        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        prompt = tokenizer(text, add_special_tokens=False)["input_ids"]
+        prompt = tokenizer(_written(renderer, messages), add_special_tokens=False)["input_ids"]
         room = loaded.max_positions - len(prompt)
         if room < 1:
             raise Refused(f"the conversation fills all {loaded.max_positions} positions of the model; begin a new one")
@@ -75,3 +78,12 @@ def converse(
         heard("\n")
         messages.append({"role": "assistant", "content": answer})
     return messages
+
+
+def _written(renderer: Renderer, messages: Sequence[Mapping[str, str]]) -> str:
+    """The messages as training writes them, with the opening of an answer; Refused when the template refuses them."""
+    said = tuple(Message(message["role"], message["content"]) for message in messages)
+    try:
+        return renderer.rendered(Conversation(said, "the conversation"), prompt=True).text
+    except BadRow as bad:
+        raise Refused(f"the conversation {bad.problem.found}; {bad.problem.remedy}") from None

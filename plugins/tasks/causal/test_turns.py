@@ -14,6 +14,7 @@ import ftcore
 import pytest
 import torch
 from ftcore.batches import IGNORED, TokenRow
+from ftcore.chat import converse
 from ftcore.cli import cli
 from ftcore.families import read_tokenizer
 from ftcore.hooks import Data, Intent, Loaded, Run
@@ -450,6 +451,18 @@ def test_an_answer_that_was_cut_is_compared_with_nothing(checkpoint: Callable[..
     )
     assert data.scoring is not None
     assert ["reference" in line for line in data.scoring.lines(data.train[:], ["", ""])] == [True, False]
+
+
+@pytest.mark.parametrize("template", [NATIVE, STRICT, None])
+def test_chat_asks_as_training_writes(
+    template: str | None, checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded, asked = bare(checkpoint("qwen2"), *[template] * (template is not None)), list[list[int]]()
+    monkeypatch.setattr("ftcore.chat.generate", lambda model, tokenizer, prompt, *rest: asked.append(prompt) or "Fine.")
+    messages = converse(loaded, iter(["Hi!", "And you?"]), lambda text: None, system="Be brief.")
+    row = prepared(loaded, rows_file(tmp_path / "rows.jsonl", [{"messages": messages}])).train[0].input_ids.tolist()
+    assert [row[: len(prompt)] for prompt in asked] == asked
+    assert loaded.tokenizer.decode(asked[0]).count("Be brief.") == 1
 
 
 def test_a_run_measures_its_answers_and_predicts_them(checkpoint: Callable[..., Path], tmp_path: Path) -> None:

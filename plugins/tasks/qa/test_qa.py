@@ -457,4 +457,4 @@ def test_lora_on_a_pretrained_encoder_beats_its_untrained_head_by_far(tmp_path: 
         for name, part in files.items():
             (tmp_path / f"{name}.json").write_text(json.dumps({**nested, "data": part}), encoding="utf-8")
         data = {"data": tmp_path / "train.json", "eval_data": tmp_path / "held.json"}
-        assert_far_better(ftcore.run(**rank_16, **data, output=tmp_path / "xquad", steps=150, lr=1e-3, batch_size=8))
+        assert_far_better(ftcore.run(**rank_16, **data, output=tmp_path / "xquad", steps=300, lr=1e-3, batch_size=8))
