@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -167,7 +168,7 @@ class HFModel:
             vocab_size=int(config.vocab_size),
             stop_ids=stops,
             unpackable=self._why_padded(config),
-            trained=(*parts.get("head", ()), *_poolers(model)) if run.head in self.drawn_heads else (),
+            trained=self._trained(model) if run.head in self.drawn_heads else (),
             lr_scale=self.starter_lr_scale if folder == str(self.starter) else 1.0,
         )
 
@@ -194,7 +195,15 @@ class HFModel:
                 return auto.from_config(config, **given)  # type: ignore[no-any-return]
         if self.weights == "random":
             return auto.from_config(config, **given)  # type: ignore[no-any-return]
+        if run.head in self.drawn_heads and "quantization_config" in given:
+            with torch.device("meta"):
+                trained = self._trained(auto.from_config(config))
+            given["quantization_config"] = _sparing(given["quantization_config"], trained)
         return pretrained(auto, given)
+
+    def _trained(self, model: PreTrainedModel) -> tuple[str, ...]:
+        """The modules that train beside any method: the head, and what pools for it."""
+        return (*parts_of(model, self.roles).get("head", ()), *_poolers(model))
 
     def _why_padded(self, config: PreTrainedConfig) -> str:
         said = self.unpackable
@@ -218,6 +227,15 @@ class HFModel:
             "missing_keys": missing - drawn,
             "mismatched_keys": other - drawn,
         }
+
+
+def _sparing(quantised: Any, modules: Sequence[str]) -> Any:
+    """The quantisation with these modules left as they are, in whichever field of transformers' it names them."""
+    kept = copy(quantised)
+    for field in ("llm_int8_skip_modules", "modules_to_not_convert"):
+        if hasattr(kept, field):
+            setattr(kept, field, [*(getattr(kept, field) or ()), *modules])
+    return kept
 
 
 def converting_family(checkpoint: str) -> str:

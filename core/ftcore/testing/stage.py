@@ -157,8 +157,10 @@ class Encoder(HFModel):
     heads: ClassVar[tuple[str, ...]] = (
         "masked-lm", "sequence-classification", "token-classification", "question-answering",
     )  # fmt: skip
+    drawn_heads: ClassVar[tuple[str, ...]] = ("sequence-classification",)  # with whose head methods train
     unpackable: ClassVar[str] = "the kit pads encoders"
     roles: ClassVar[Mapping[str, str]] = {
+        "head": "classifier",
         "block": "ernie.encoder.layer.*",
         "attention.q": "ernie.encoder.layer.*.attention.self.query",
         "attention.k": "ernie.encoder.layer.*.attention.self.key",

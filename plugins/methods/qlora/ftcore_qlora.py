@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from ftcore import Data, FtcoreError, Loaded, Refused, Run, hookimpl, options
@@ -78,7 +78,7 @@ class QuantizedLoRA(LoRA):
         if isinstance(loaded.parts, PartialParts):
             raise Refused("merge 'dequantized' needs the whole model in memory; merge without --stream")
         run.say(f"merging into the dequantised weights of {loaded.checkpoint}, as training saw them")
-        round_weights(model, self.rounded)
+        round_weights(model, self.rounded, loaded.trained)
 
     @hookimpl
     def create_optimizer(self, run: Run, model: nn.Module) -> Optimizer | None:
@@ -104,8 +104,8 @@ class QuantizedLoRA(LoRA):
         return self.optimizer
 
 
-def round_weights(model: nn.Module, rounded: Any) -> None:
-    """Every matrix that transformers would quantise holds what `rounded` makes of it."""
+def round_weights(model: nn.Module, rounded: Any, trained: Sequence[str] = ()) -> None:
+    """Every matrix that was quantised, so none of what trains whole, holds what `rounded` makes of it."""
     import torch
     from torch import nn
     from transformers.pytorch_utils import Conv1D
@@ -113,7 +113,7 @@ def round_weights(model: nn.Module, rounded: Any) -> None:
     from transformers.quantizers.quantizers_utils import should_convert_module
 
     whole: Any = model
-    kept = HfQuantizer.get_modules_to_not_convert(whole, None, whole._keep_in_fp32_modules)
+    kept = HfQuantizer.get_modules_to_not_convert(whole, [*trained] or None, whole._keep_in_fp32_modules)
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | Conv1D) and should_convert_module(name, kept):
             turned = isinstance(module, Conv1D)

@@ -118,9 +118,10 @@ def test_what_dequantised_merging_rounds_is_what_loading_quantises(head: str) ->
     checkpoint = tiny_checkpoint(model_type, head)
     quantised = loaded_by(QLoRA(), family(), checkpoint, "train", head)[2].model
     wanted = {name for name, module in quantised.named_modules() if isinstance(module, Linear4bit)}
-    whole = loaded_by(QLoRA(), family(), checkpoint, "merge", head)[2].model
+    loaded = loaded_by(QLoRA(), family(), checkpoint, "merge", head)[2]
+    whole = loaded.model
     before = {name: p.detach().clone() for name, p in whole.named_parameters()}
-    round_weights(whole, QLoRA().rounded)
+    round_weights(whole, QLoRA().rounded, loaded.trained)
     moved = {name for name, p in whole.named_parameters() if not torch.equal(p, before[name])}
     assert moved == {f"{name}.weight" for name in wanted}
 

@@ -58,7 +58,8 @@ class VirtualTokenMethod(PeftMethod):
         config.task_type = TASKS[run.head]
         config.base_model_name_or_path = loaded.checkpoint or None
         config.num_virtual_tokens, config.num_transformer_submodules = self.num_virtual_tokens, 1
-        config.modules_to_save = new_heads(base) if run.head in UNDERSTANDING else None
+        heads = new_heads(base) if run.head in UNDERSTANDING else []
+        config.modules_to_save = [name for name in heads if name not in loaded.trained] or None
         return self.adapted(run, model, loaded, config)
 
     @hookimpl
