@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ def test_only_biases_are_saved_and_merging_puts_them_into_the_base(
 
 @pytest.mark.parametrize("head", ["masked-lm", "sequence-classification", "token-classification"])
 def test_encoders_train_the_biases_of_their_heads_too(head: str) -> None:
-    loaded = staged(Encoder, "ernie", head)
+    loaded = replace(staged(Encoder, "ernie", head), trained=())  # a head that comes with the checkpoint
     wanted = sum(p.numel() for name, p in loaded.model.named_parameters() if name.endswith(".bias"))
     assert injected("bitfit", loaded).trainable == wanted > 2 * 9 * 32
 
