@@ -13,8 +13,8 @@ from ftcore.discovery import declared_datum, sound
 from ftcore.errors import Refused
 from ftcore.generation import generate
 from ftcore.problems import BadRow
-from ftcore.rendering import Renderer
 from ftcore.shapes import Conversation, Message
+from ftcore.templates import Template
 
 if TYPE_CHECKING:
     from ftcore.hooks import Loaded
@@ -64,11 +64,11 @@ def converse(
     tokenizer: Any = loaded.tokenizer
     if tokenizer is None or not tokenizer.chat_template:
         raise Refused("the tokenizer has no chat template; chat with a run of an instruction task, or with its merge")
-    renderer = Renderer(tokenizer, tuple(tokenizer.all_special_tokens))
+    template = Template.of(loaded, None, heard)
     messages = [{"role": "system", "content": system}] if system else []
     for question in asked:
         messages.append({"role": "user", "content": question})
-        prompt = tokenizer(_written(renderer, messages), add_special_tokens=False)["input_ids"]
+        prompt = _prompt(template, messages)
         room = loaded.max_positions - len(prompt)
         if room < 1:
             raise Refused(f"the conversation fills all {loaded.max_positions} positions of the model; begin a new one")
@@ -80,10 +80,10 @@ def converse(
     return messages
 
 
-def _written(renderer: Renderer, messages: Sequence[Mapping[str, str]]) -> str:
-    """The messages as training writes them, with the opening of an answer; Refused when the template refuses them."""
+def _prompt(template: Template, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    """The tokens of the messages as training has them, with the opening of an answer; Refused where it refuses them."""
     said = tuple(Message(message["role"], message["content"]) for message in messages)
     try:
-        return renderer.rendered(Conversation(said, "the conversation"), prompt=True).text
+        return template.prompt(Conversation(said, "the conversation"))
     except BadRow as bad:
         raise Refused(f"the conversation {bad.problem.found}; {bad.problem.remedy}") from None

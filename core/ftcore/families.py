@@ -233,7 +233,7 @@ def _sparing(quantised: Any, modules: Sequence[str]) -> Any:
     """The quantisation with these modules left as they are, in whichever field of transformers' it names them."""
     kept = copy(quantised)
     for field in ("llm_int8_skip_modules", "modules_to_not_convert"):
-        if hasattr(kept, field):
+        if modules and hasattr(kept, field):  # an empty list would take transformers' own exceptions away
             setattr(kept, field, [*(getattr(kept, field) or ()), *modules])
     return kept
 
